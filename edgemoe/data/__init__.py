@@ -1,0 +1,1 @@
+"""Files of the package: the MultiMNIST nano model and its test images."""

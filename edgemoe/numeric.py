@@ -1,0 +1,125 @@
+"""Integer rounding and saturation, once in numpy and once as gateware, side by side.
+
+Every change of a number's format in this project goes through one of these pairs. Rounding is
+always half up: ``(x + 2**(s-1)) >> s``, which needs one adder and no look at the sign.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from amaranth.hdl import Cat, Const, Mux, Value
+from numpy.typing import ArrayLike, NDArray
+
+IntArray = NDArray[np.int64]
+
+
+def bits_for_signed(low: int, high: int) -> int:
+    """Width of the narrowest two's complement integer that holds ``low`` and ``high``."""
+    return max(low.bit_length() if low >= 0 else (~low).bit_length(), high.bit_length()) + 1
+
+
+def ceil_div(a: int, b: int) -> int:
+    """``a / b`` rounded up."""
+    return -(-a // b)
+
+
+def round_up(a: int, multiple: int) -> int:
+    """The smallest multiple of ``multiple`` that is not below ``a``."""
+    return ceil_div(a, multiple) * multiple
+
+
+def is_power_of_two(n: int) -> bool:
+    """True for 1, 2, 4, 8, ..."""
+    return n > 0 and n & (n - 1) == 0
+
+
+# -- rounding shift -----------------------------------------------------------------------------
+
+
+def rounding_shift(x: ArrayLike, shift: ArrayLike) -> IntArray:
+    """``x / 2**shift`` rounded half up; a shift of 0 changes nothing.
+
+    Shapes broadcast; all values must fit in int64 with one bit to spare.
+    """
+    x, shift = np.asarray(x, np.int64), np.asarray(shift, np.int64)
+    return np.where(shift > 0, ((x >> np.maximum(shift - 1, 0)) + 1) >> 1, x)
+
+
+def rounding_shift_value(x: Value, shift: int) -> Value:
+    """Gateware twin of `rounding_shift` for a constant ``shift``; one adder, no register."""
+    if shift == 0:
+        return x
+    half = x >> (shift - 1)
+    return (half + 1) >> 1
+
+
+# -- saturation ---------------------------------------------------------------------------------
+
+
+def saturate(x: ArrayLike, bits: int) -> IntArray:
+    """Clip to the range of a signed integer of ``bits`` bits."""
+    return np.clip(np.asarray(x, np.int64), -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+
+
+def saturate_value(x: Value, bits: int) -> Value:
+    """Gateware twin of `saturate`: a signed value of ``bits`` bits, combinational."""
+    x = Value.cast(x)
+    if len(x) <= bits:
+        return x.as_signed() if x.shape().signed else Cat(x, Const(0, 1)).as_signed()
+    sign = x[-1] if x.shape().signed else Const(0, 1)
+    rest = x[bits - 1 : -1] if x.shape().signed else x[bits - 1 :]
+    fits = Mux(sign, rest.all(), ~rest.any())
+    limit = Cat((~sign).replicate(bits - 1), sign)
+    return Mux(fits, x[:bits], limit).as_signed()
+
+
+# -- leading bit --------------------------------------------------------------------------------
+
+
+def bit_length(x: ArrayLike) -> IntArray:
+    """Number of bits of each non-negative integer: 0 for 0, ``floor(log2(x)) + 1`` else."""
+    x = np.asarray(x, np.int64)
+    exponent = np.frexp((x >> 31).astype(np.float64))[1], np.frexp((x & 0x7FFFFFFF).astype(np.float64))[1]
+    return np.where(x >> 31 > 0, exponent[0] + 31, exponent[1]).astype(np.int64)
+
+
+def bit_length_value(x: Value) -> Value:
+    """Gateware twin of `bit_length`: a tree over halves, combinational, depth ``log2(len(x))``."""
+    n = len(x)
+    if n == 1:
+        return x[0]
+    half = 1 << ((n - 1).bit_length() - 1)
+    low, high = x[:half], x[half:]
+    return Mux(high.any(), half + bit_length_value(high), bit_length_value(low))
+
+
+# -- block floating point -----------------------------------------------------------------------
+
+
+def magnitude(x: ArrayLike) -> IntArray:
+    """One's complement magnitude ``x ^ (x >> 63)``: ``x`` if not negative, else ``-x - 1``."""
+    x = np.asarray(x, np.int64)
+    return x ^ (x >> 63)
+
+
+def block_exponent(x: ArrayLike, bits: int, axis: int = -1) -> IntArray:
+    """Smallest exponent ``e >= 0`` with which ``x / 2**e`` fits in ``bits`` signed bits along ``axis``.
+
+    It is computed from the OR of the magnitudes, as the gateware does while the row is written.
+    """
+    union = np.bitwise_or.reduce(magnitude(x), axis=axis)
+    return np.maximum(bit_length(union) - (bits - 1), 0)
+
+
+def mantissa(x: ArrayLike, exponent: ArrayLike, bits: int) -> IntArray:
+    """``x / 2**exponent`` rounded half up and saturated to ``bits`` signed bits."""
+    return saturate(rounding_shift(x, exponent), bits)
+
+
+# -- two's complement fields --------------------------------------------------------------------
+
+
+def sign_extend(x: ArrayLike, bits: int) -> IntArray:
+    """Read the low ``bits`` bits of each integer as two's complement."""
+    x = np.asarray(x, np.int64) & ((1 << bits) - 1)
+    return x - ((x >> (bits - 1)) << bits)
