@@ -17,7 +17,6 @@ DIGIT = 28
 JITTER = 3  # every digit is shifted by 0 .. JITTER-1 pixels in x and in y
 TEST_PER_CLASS = 100
 SPLIT_SEED = 2023
-TASKS = ("left", "right")
 
 
 @cache

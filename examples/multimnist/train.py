@@ -17,19 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data import TASKS, TrainingImages, test_images
+from data import TrainingImages, test_images
+from evaluate import TEST_SEED, accuracy_text, evaluate
 from model import CONFIG, M3ViT
 from safetensors.numpy import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-TEST_SEED = 1
 SHIPPED_IMAGES = 256
 OVERLAP = 0.7  # of the tasks' mean gate scores; 1 when both use all experts alike
 
 
 def export(module, path):
     """Write `module` as a model file (docs/model-file.md), atomically."""
-    tensors = {name: value.detach().float().contiguous().numpy() for name, value in module.state_dict().items()}
+    tensors = {name: value.contiguous().numpy() for name, value in module.state_dict().items()}
     metadata = {"edgemoe.format": "1", "edgemoe.config": json.dumps(module.config)}
     partial = f"{path}.part"
     save_file(tensors, partial, metadata)
@@ -54,20 +54,8 @@ def balance_loss(routes):
     return loss
 
 
-@torch.no_grad()
-def evaluate(module, images, labels, batch=256):
-    """Accuracy per task, and the share of every expert as (mixture, task, expert)."""
-    hits = torch.zeros(len(TASKS))
-    used = 0
-    for part, truth in zip(torch.from_numpy(images).split(batch), torch.from_numpy(labels).split(batch), strict=True):
-        logits, routes = module(part.float())
-        hits += torch.stack([(z.argmax(1) == t).sum() for z, t in zip(logits, truth.T, strict=True)])
-        used = used + torch.stack([F.one_hot(c, s.shape[-1]).sum((1, 2, 3)) for s, c in routes])
-    return hits / len(images), used / used.sum(-1, keepdim=True)
-
-
 def optimizer_for(module, lr, weight_decay):
-    """AdamW that decays matrices only."""
+    """AdamW; tensors with a single axis (biases, norms) do not decay."""
     matrices = [p for p in module.parameters() if p.ndim > 1]
     vectors = [p for p in module.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -88,7 +76,6 @@ def train(args):
     module = M3ViT(CONFIG)
     averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     source = TrainingImages(args.seed)
-    images, labels = test_images(args.test_count, TEST_SEED)
     optimizer = optimizer_for(module, args.lr, args.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, args.steps, args.warmup))
     print(f"{sum(p.numel() for p in module.parameters())} parameters", flush=True)
@@ -105,14 +92,10 @@ def train(args):
         schedule.step()
         averaged.update_parameters(module)
         if step % args.report == 0 or step == args.steps:
-            accuracy, used = evaluate(averaged.module, images, labels)
             export(averaged.module, args.model)
-            text = ", ".join(f"{task} {100 * a:.2f} %" for task, a in zip(TASKS, accuracy, strict=True))
+            text = accuracy_text(averaged.module, evaluate(averaged.module, args.test_count)[0])
             seconds = time.monotonic() - begin
             print(f"step {step}: {seconds:.0f} s, loss {loss.item():.3f}, test accuracy {text}", flush=True)
-    for block, shares in zip(CONFIG["moe_blocks"], used, strict=True):
-        for task, share in zip(TASKS, shares, strict=True):
-            print(f"block {block}, {task}: experts used {' '.join(f'{100 * s:.1f}' for s in share)} %")
     return averaged.module
 
 
