@@ -1,0 +1,1 @@
+"""The accelerator around the units: descriptors, memory traffic, activation memory and the top."""
