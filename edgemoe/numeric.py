@@ -7,7 +7,7 @@ always half up: ``(x + 2**(s-1)) >> s``, which needs one adder and no look at th
 from __future__ import annotations
 
 import numpy as np
-from amaranth.hdl import Cat, Const, Mux, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, ValueLike
 from numpy.typing import ArrayLike, NDArray
 
 IntArray = NDArray[np.int64]
@@ -123,3 +123,37 @@ def sign_extend(x: ArrayLike, bits: int) -> IntArray:
     """Read the low ``bits`` bits of each integer as two's complement."""
     x = np.asarray(x, np.int64) & ((1 << bits) - 1)
     return x - ((x >> (bits - 1)) << bits)
+
+
+# -- shifts in pipelines ------------------------------------------------------------------------
+
+
+def floor_shift(x: ArrayLike, shift: ArrayLike) -> IntArray:
+    """``x / 2**shift`` rounded down (truncation; where half an ulp was added before, rounding)."""
+    return np.asarray(x, np.int64) >> np.asarray(shift, np.int64)
+
+
+def floor_shift_value(x: Value, shift: int) -> Value:
+    """Gateware twin of `floor_shift` for a constant ``shift``; wires only."""
+    return Value.cast(x) >> shift
+
+
+def shift_stage_value(x: Value, amount: Value, low: int, high: int) -> Value:
+    """One stage of a barrel shifter: `floor_shift` of ``x`` by the bits ``low .. high - 1`` of ``amount``.
+
+    ``high - low`` levels of two-way multiplexers, no register; the width of ``x`` is kept.
+    """
+    for bit in range(low, min(high, len(amount))):
+        x = Mux(amount[bit], x >> (1 << bit), x)
+    return x
+
+
+def register(m: Module, enable: Value, value: ValueLike, stages: int = 1) -> Value:
+    """``value`` after ``stages`` registers that move when ``enable`` is high."""
+    value = Value.cast(value)
+    for _ in range(stages):
+        following = Signal(value.shape(), reset_less=True, name="stage")
+        with m.If(enable):
+            m.d.sync += following.eq(value)
+        value = following
+    return value

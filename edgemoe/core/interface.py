@@ -14,11 +14,8 @@ MAX_BURST = 64
 """Port words of the longest read request."""
 
 
-class ReadRequest(data.Struct):
-    """Read ``length + 1`` port words from ``address`` (in port words)."""
-
-    address: unsigned(ADDRESS_BITS)
-    length: unsigned(LENGTH_BITS)
+READ_REQUEST = data.StructLayout({"address": ADDRESS_BITS, "length": LENGTH_BITS})
+"""Read ``length + 1`` port words from ``address`` (in port words)."""
 
 
 def write_layout(port_bytes: int) -> data.StructLayout:
@@ -33,7 +30,7 @@ class MemoryPort(Signature):
         self.port_bytes = port_bytes
         super().__init__(
             {
-                "read_request": Out(stream.Signature(ReadRequest)),
+                "read_request": Out(stream.Signature(READ_REQUEST)),
                 "read_data": In(stream.Signature(unsigned(port_bytes * 8))),
                 "write": Out(stream.Signature(write_layout(port_bytes))),
             }
