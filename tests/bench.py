@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
 
 
 def run(dut, sources: dict[str, list], sinks: dict[str, int], stall: str = "none", seed: int = 0,
-        constants: dict[str, int] | None = None, limit: int = 200_000) -> Result:  # fmt: skip
+        constants: dict[str, int] | None = None, limit: int = 200_000, processes=()) -> Result:  # fmt: skip
     """Run ``dut`` until every sink port has given its number of values.
 
     Args:
@@ -47,6 +47,7 @@ def run(dut, sources: dict[str, list], sinks: dict[str, int], stall: str = "none
         sinks: stream port -> number of payloads to take.
         stall: one of `STALLS`; a stalled side idles in about half of the cycles.
         constants: plain input ports to set before the first cycle.
+        processes: further simulator processes, for example counters.
         limit: cycles after which a deadlock is reported as AssertionError.
     """
     assert stall in STALLS
@@ -106,6 +107,8 @@ def run(dut, sources: dict[str, list], sinks: dict[str, int], stall: str = "none
         simulator = Simulator(Fragment.get(dut, None))
     simulator.add_clock(1e-6)
     simulator.add_process(count)
+    for process in processes:
+        simulator.add_process(process)
     for index, (name, payloads) in enumerate(sources.items()):
         result.cycles_in[name] = []
         simulator.add_testbench(source(name, payloads, random.Random(seed * 1000 + index)), background=True)
