@@ -67,7 +67,8 @@ class Interpolation:
         rows = 1 << self.index_bits
         if len(self.base) != rows or len(self.slope) != rows:
             raise ValueError(
-                f"tables have {len(self.base)} and {len(self.slope)} rows; {self.index_bits} index bits need {rows}"
+                f"tables have {len(self.base)} and {len(self.slope)} rows; "
+                f"{self.index_bits} index bits need {rows}"
             )
         if not 0 <= self.limit < 1 << self.width:
             raise ValueError(f"limit is {self.limit}; an unsigned result of {self.width} bits ends at "
@@ -75,7 +76,9 @@ class Interpolation:
         last = (1 << self.offset_bits) - 1
         low = min(min(b, b + s * last) for b, s in zip(self.base, self.slope, strict=True))
         if low < 0:
-            raise ValueError(f"a segment reaches {low} before rounding; the result is unsigned, shift the function")
+            raise ValueError(
+                f"a segment reaches {low} before rounding; the result is unsigned, shift the function"
+            )
 
     @classmethod
     def fit(
@@ -125,7 +128,9 @@ def interpolate(x: ArrayLike, spec: Interpolation) -> IntArray:
     """``spec``'s function of each ``x``; any shape."""
     x = np.asarray(x, np.int64)
     if x.size and not 0 <= x.min() <= x.max() < 1 << spec.argument_bits:
-        raise ValueError(f"argument in {x.min()}..{x.max()}; the table covers {spec.argument_bits} unsigned bits")
+        raise ValueError(
+            f"argument in {x.min()}..{x.max()}; the table covers {spec.argument_bits} unsigned bits"
+        )
     index, offset = floor_shift(x, spec.offset_bits), x & ((1 << spec.offset_bits) - 1)
     line = np.array(spec.base)[index] + np.array(spec.slope)[index] * offset
     return np.minimum(floor_shift(line, spec.guard), spec.limit)
@@ -153,7 +158,8 @@ def interpolation_stages(
         # The spec's check makes every sum non-negative, so its sign bit is dropped.
         line = register(m, enable, (register(m, enable, base) + product)[:-1])
         y = floor_shift_value(line, spec.guard)
-        results.append(register(m, enable, Mux(y > spec.limit, spec.limit, y)[: spec.width]))
+        over = y[spec.width :].any() | (y[: spec.width] > spec.limit)
+        results.append(register(m, enable, Mux(over, spec.limit, y[: spec.width])))
     return results
 
 

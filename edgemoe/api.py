@@ -1,0 +1,261 @@
+"""The same things as the command line, as functions: from a model file to a result.
+
+    from edgemoe import api
+
+    model = api.load_model("nano")                          # or a model file
+    build = api.compile(model, "nano")                      # formats, program, memory image
+    image = api.load_image("nano:0", model)                 # or a .npy or .png file
+    exact = api.golden(build, image, task=0)                # the integers, as values
+    run = api.simulate(build, [image], tasks=[0, 1])        # the generated Verilog in Verilator
+
+Every function raises a subclass of `edgemoe.errors.EdgemoeError` for what the caller can get wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemoe import config as configuration
+from edgemoe import inputs, output
+from edgemoe.checkpoint import Model
+from edgemoe.config import PROFILES, HardwareConfig, ModelConfig, load_hardware
+from edgemoe.errors import BadInput
+
+if TYPE_CHECKING:
+    from edgemoe.program import Program
+    from edgemoe.simulation.runner import SimulationResult
+    from edgemoe.simulation.testbench import Vectors
+
+Array = NDArray[Any]
+PathLike = str | os.PathLike[str]
+
+Tick = Callable[[str, float | None], None]
+"""Told what a long step is doing, and which part of it is done (None: unknown)."""
+
+load_model = inputs.model
+
+
+def quiet(what: str, part: float | None) -> None:
+    """A `Tick` that tells nobody."""
+
+
+def load_image(text: PathLike, model: Model | ModelConfig) -> Array:
+    """The image that ``text`` names for ``model``: .npy, .png, ``FILE.npz:N`` or ``nano:N``."""
+    return inputs.image(text, _config(model))
+
+
+def save_tensors(path: PathLike, tensors: Mapping[str, Array]) -> None:
+    """Write OUT.npz atomically, whatever its suffix."""
+    with output.file(Path(path)) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **tensors)  # type: ignore[arg-type]
+
+
+# -- float --------------------------------------------------------------------------------------
+
+
+def reference(
+    model: Model, image: Array, task: int | str = 0, *, routes: Mapping[str, Array] | None = None,
+    trace: bool = False,
+) -> dict[str, Array]:  # fmt: skip
+    """Run the float model on one image: ``x``, ``logits`` if there is a head; with ``trace`` every tensor.
+
+    Args:
+        routes: arrays ``l{L}_topk`` that force the experts.
+    """
+    from edgemoe import reference as machine
+
+    return machine.run(model, image, inputs.task(task, model.config), routes, trace)
+
+
+def reference_batch(model: Model, images: Array) -> list[Array]:
+    """Logits (images, classes) of many images by the float model, for every task."""
+    from edgemoe import reference as machine
+
+    return [machine.run_batch(model, images, task) for task in range(len(model.config.tasks))]
+
+
+# -- compiling ----------------------------------------------------------------------------------
+
+
+def compile(
+    model: Model, hardware: HardwareConfig | str, *, calibration: Array | None = None, profile: str | None = None,
+    fit: bool = False, pixel_bytes: int | None = None,
+) -> Program:  # fmt: skip
+    """Choose formats from the calibration images, quantise, and make the program and the memory image.
+
+    Args:
+        hardware: a configuration, the name of one, or a TOML file.
+        calibration: images (n, channels, height, width); for the packaged model there is a default.
+        profile: ``w8a16`` or ``w16a16`` in place of the hardware's.
+        fit: raise the hardware's capacities to what the model needs.
+        pixel_bytes: 1 for uint8 images, 2 for any; by default what the calibration images are.
+    """
+    from edgemoe.compile import compile_model
+    from edgemoe.quantize import quantize
+
+    target = fitted(model.config, hardware, profile=profile, fit=fit)
+    images = inputs.calibration(None, model.config) if calibration is None else np.asarray(calibration)
+    if pixel_bytes is None:
+        pixel_bytes = 1 if images.dtype == np.uint8 else 2
+    return compile_model(quantize(model, target.profile, images), target, pixel_bytes)
+
+
+def fitted(
+    model: Model | ModelConfig,
+    hardware: HardwareConfig | str,
+    *,
+    profile: str | None = None,
+    fit: bool = False,
+) -> HardwareConfig:
+    """The hardware with the wanted profile, checked against the model or, with ``fit``, raised to it."""
+    target = load_hardware(hardware) if isinstance(hardware, str) else hardware
+    if profile is not None:
+        if profile not in PROFILES:
+            raise BadInput(f"--profile must be one of {', '.join(PROFILES)}, found {profile!r}")
+        if profile != target.profile:
+            target = replace(target, profile=profile, acc_bits=0)
+    if fit:
+        target = configuration.fit(target, _config(model))
+    configuration.check(_config(model), target)
+    return target
+
+
+def save_build(program: Program, path: PathLike, **about: Any) -> None:
+    """Write a BUILD directory; ``about`` goes to its manifest (`edgemoe.program.save`)."""
+    from edgemoe import program as builds
+
+    builds.save(program, Path(path), **about)
+
+
+def load_build(path: PathLike) -> Program:
+    """Read a BUILD directory."""
+    from edgemoe import program as builds
+
+    return builds.load(Path(path))
+
+
+def pixels(program: Program, images: Sequence[Array] | Array) -> Array:
+    """Images as they lie in external memory, (n, channels, height, width): uint8 or int16 as compiled."""
+    from edgemoe.memmap import PIXEL_FRAC, pixel_codes
+
+    codes = np.stack([pixel_codes(image, program.model) for image in images])
+    if program.pixel_bytes == 2:
+        return codes.astype(np.int16)
+    if (codes & ((1 << (PIXEL_FRAC - 8)) - 1)).any():
+        raise BadInput(
+            "the program was compiled for uint8 images, this one is finer; compile with --pixel-bytes 2"
+        )
+    return (codes >> (PIXEL_FRAC - 8)).astype(np.uint8)
+
+
+# -- integers -----------------------------------------------------------------------------------
+
+
+def golden(
+    program: Program, image: Array, task: int | str = 0, *, routes: Mapping[str, Array] | None = None,
+    trace: bool = False,
+) -> dict[str, Array]:  # fmt: skip
+    """Run the bit-exact machine on one image: its integers as values, by the names of `reference`."""
+    from edgemoe.golden import Golden
+
+    return Golden(program).run(image, inputs.task(task, program.model), trace, routes)
+
+
+# -- gateware -----------------------------------------------------------------------------------
+
+
+def cache() -> Path:
+    """Where generated Verilog and simulators are kept: $EDGEMOE_CACHE, or edgemoe/ in the user's cache folder."""
+    named = os.environ.get("EDGEMOE_CACHE")
+    general = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(general) / "edgemoe"
+
+
+def verilog_folder(hardware: HardwareConfig) -> Path:
+    """The folder with the generated Verilog of ``hardware``, from the cache if it is there."""
+    from edgemoe import verilog
+
+    return verilog.cached(hardware, _writable_cache()).parent
+
+
+def simulate(
+    program: Program, images: Sequence[Array] | Array, tasks: Iterable[int | str] = (0,), *,
+    verilog: PathLike | None = None, waves: PathLike | None = None, records: bool = True, tick: Tick = quiet,
+) -> list[SimulationResult]:  # fmt: skip
+    """Run the Verilog in Verilator: for each task one start over all images, with no reset in between.
+
+    Args:
+        verilog: a folder that `edgemoe verilog` made, to simulate in place of the generated one.
+        waves: write a waveform (VCD) of the first image of the first task.
+        records: keep the monitor's records, which `check` needs.
+        tick: progress.
+    """
+    from edgemoe.simulation.runner import simulate as start
+
+    numbers = [inputs.task(task, program.model) for task in tasks]
+
+    def told(event: dict[str, Any]) -> None:
+        if "stage" in event:
+            tick(f"gateware: {event['stage']}", None)
+
+    return start(
+        program, program.hardware, pixels(program, images), numbers, build_dir=_writable_cache(),
+        verilog_dir=verilog, records=records, waves=waves, progress=told,
+    )  # fmt: skip
+
+
+def vectors(program: Program, image: Array, task: int | str = 0) -> Vectors:
+    """What a testbench in plain Verilog loads, and the output that the golden machine expects of it."""
+    from edgemoe.golden import Golden
+    from edgemoe.simulation.placement import pack_images, place
+    from edgemoe.simulation.testbench import Vectors
+
+    hardware, number = program.hardware, inputs.task(task, program.model)
+    placement = place(program.memory, hardware, 1)
+    expected = Golden(program).execute([image], number).output
+    return Vectors(
+        program.memory,
+        pack_images(pixels(program, [image]), placement, hardware.port_bytes),
+        expected.ljust(placement.output_words * hardware.port_bytes, b"\0"),
+        placement,
+        number,
+    )
+
+
+def outputs(program: Program, run: SimulationResult, image: int = 0, task: int = 0) -> dict[str, Array]:
+    """``x``, and ``logits`` if the task has a head, of one image of a simulated start, as values."""
+    found = {}
+    for stored in program.outputs:
+        address = stored.offset // program.hardware.port_bytes
+        number = next(n for n, d in run.placement.stores.items() if d.address == address)
+        channels = stored.channels
+        if stored.name == "logits":
+            channels = program.model.classes[task] if program.model.classes else 0
+        codes = run.outputs[number][image][: stored.rows, :channels].astype(np.int64)
+        if not channels:
+            continue
+        values = codes * 2.0 ** -stored.fracs[task]
+        found[stored.name] = values[0] if stored.name == "logits" else values
+    return found
+
+
+def _writable_cache() -> Path:
+    place = cache()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{place}: cannot be made ({error.strerror}); name another folder in the variable EDGEMOE_CACHE"
+        ) from None
+    return place
+
+
+def _config(model: Model | ModelConfig) -> ModelConfig:
+    return model.config if isinstance(model, Model) else model

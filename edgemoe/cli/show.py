@@ -1,0 +1,92 @@
+"""Tables and progress on the terminal: results to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+Tick = Callable[[str, float | None], None]
+"""Reports a long step: what is being done, and which part of it is done (None: unknown)."""
+
+
+def console() -> Console:
+    """The console of results; wide where the output goes to a file, so that no table is cut."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def say(text: str) -> None:
+    """A line of prose, with rich's markup; never broken, so that a script can read it."""
+    console().print(text, soft_wrap=True)
+
+
+def table(*columns: str) -> Table:
+    """An empty table; columns that start with ``>`` are aligned to the right. Without names no header."""
+    made = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(c.strip(">") for c in columns)
+    )
+    for name in columns:
+        right = name.startswith(">")
+        made.add_column(
+            name.lstrip(">"), justify="right" if right else "left", header_style="dim", no_wrap=True
+        )
+    return made
+
+
+def heading(text: str) -> Text:
+    """The line above a table."""
+    return Text(text, style="bold")
+
+
+@contextmanager
+def progress() -> Iterator[Tick]:
+    """A live line on stderr while a verb works; plain lines where stderr is no terminal."""
+    out = Console(file=sys.stderr, highlight=False)
+    if not out.is_terminal:
+        seen: set[str] = set()
+
+        def line(what: str, part: float | None = None) -> None:
+            if what not in seen:
+                seen.add(what)
+                print(f"{what} ...", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TimeElapsedColumn(),
+        console=out, transient=True,
+    ) as bar:  # fmt: skip
+        current: dict[str, object] = {"id": None, "what": None}
+
+        def tick(what: str, part: float | None = None) -> None:
+            if current["what"] != what:
+                if current["id"] is not None:
+                    bar.remove_task(current["id"])  # type: ignore[arg-type]
+                current.update(id=bar.add_task(what, total=None if part is None else 1.0), what=what)
+            if part is not None:
+                bar.update(current["id"], total=1.0, completed=part)  # type: ignore[arg-type]
+
+        yield tick
+
+
+def count(value: float) -> str:
+    """An integer with thousands separators."""
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes as B, kB or MB."""
+    for unit, scale in (("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:,.1f} {unit}"
+    return f"{value:,.0f} B"
+
+
+def percent(part: float) -> str:
+    """A fraction as per cent."""
+    return f"{part:.1%}"

@@ -1,0 +1,364 @@
+"""The accelerator: everything between the control port and the memory port."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from edgemoe.config import HardwareConfig
+from edgemoe.core.activation import ActivationMemory
+from edgemoe.core.dma import ReadArbiter, WeightDma
+from edgemoe.core.engines import GateEngine, NormEngine
+from edgemoe.core.executor import Executor
+from edgemoe.core.exponents import ExponentTable
+from edgemoe.core.fetch import Fetch
+from edgemoe.core.filler import Filler
+from edgemoe.core.interface import ADDRESS_BITS, COUNTERS, ControlPort, MemoryPort, MonitorPort
+from edgemoe.core.loader import Loader
+from edgemoe.core.reader import TOKEN_TAG, Reader
+from edgemoe.core.sequencer import Dispatcher, RegionSequencer
+from edgemoe.core.storer import Storer
+from edgemoe.core.writer import Writer, reorder_spec
+from edgemoe.isa import Error
+from edgemoe.stream import connect
+from edgemoe.units.attention import ReorderUnit
+from edgemoe.units.matmul import DotArray, MatmulSpec
+from edgemoe.units.softmax import RowMaximum
+
+TIMEOUT_BITS = 17
+"""A run without any progress for 2**17 cycles ends with `Error.TIMEOUT`."""
+RESET_CYCLES = 64
+"""Of an aborted run: longer than any pipeline, so that nothing survives."""
+
+READ_PAGES = {"a": range(6), "b": (3, 4), "residual": (0,), "norm": (0,), "gate": (5,), "store": range(6)}
+WRITE_PAGES = {"product": range(6), "norm": (1,), "load": range(6)}
+"""Pages that each client touches; see the table of hazards in compile.py."""
+
+
+class Core(wiring.Component):
+    """All engines; reset between runs.
+
+    Parameters
+    ----------
+    hardware : HardwareConfig
+
+    Members
+    -------
+    start, program, image, output, images, task : In
+        As in the control port; held while the run lasts.
+    memory : Out(MemoryPort)
+    monitor : Out(MonitorPort)
+    finished : Out(1)
+        Pulse at the end of the program's last image.
+    idle : Out(1)
+        Nothing is being fetched.
+    error : Out(4)
+    beat, rows_wait, tokens_wait : Out(1)
+        The array works; it waits for operand B; for operand A.
+    saturated : Out(8)
+    """
+
+    def __init__(self, hardware: HardwareConfig):
+        self.hardware = hardware
+        super().__init__(
+            {
+                "start": In(1),
+                "program": In(ADDRESS_BITS),
+                "image": In(ADDRESS_BITS),
+                "output": In(ADDRESS_BITS),
+                "images": In(16),
+                "task": In(8),
+                "memory": Out(MemoryPort(hardware.port_bytes)),
+                "monitor": Out(MonitorPort(hardware)),
+                "finished": Out(1),
+                "idle": Out(1),
+                "error": Out(4),
+                "beat": Out(1),
+                "rows_wait": Out(1),
+                "tokens_wait": Out(1),
+                "saturated": Out(8),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        hardware = self.hardware
+        m.submodules.fetch = fetch = Fetch(hardware)
+        m.submodules.dispatcher = dispatcher = Dispatcher(hardware)
+        m.submodules.regions = regions = RegionSequencer()
+        m.submodules.weights = weights = WeightDma(hardware)
+        m.submodules.executor = executor = Executor(hardware)
+        m.submodules.loader = loader = Loader(hardware)
+        m.submodules.storer = storer = Storer(hardware)
+        m.submodules.filler = filler = Filler(hardware)
+        m.submodules.reader = reader = Reader(hardware)
+        m.submodules.reorder = reorder = ReorderUnit(reorder_spec(hardware), tag=TOKEN_TAG)
+        matmul = MatmulSpec(hardware.in_lanes, hardware.out_lanes, hardware.b_bits, hardware.acc_bits)
+        m.submodules.array = array = DotArray(matmul, tag=reorder.tag)
+        m.submodules.writer = writer = Writer(hardware, filler.parameters)
+        m.submodules.norm = norm = NormEngine(hardware, filler.parameters)
+        m.submodules.gate = gate = GateEngine(hardware)
+        m.submodules.activation = activation = ActivationMemory(hardware, READ_PAGES, WRITE_PAGES, lanes="product")
+        m.submodules.arbiter = arbiter = ReadArbiter(hardware.port_bytes, 3)
+
+        # external memory
+        for number, client in enumerate((fetch, weights, loader)):
+            connect(m, client.request, arbiter.request[number])
+            connect(m, arbiter.data[number], client.data)
+        connect(m, arbiter.port_request, wiring.flipped(self.memory.read_request))
+        connect(m, wiring.flipped(self.memory.read_data), arbiter.port_data)
+        connect(m, storer.write, wiring.flipped(self.memory.write))
+
+        # program
+        m.d.comb += [
+            fetch.start.eq(self.start),
+            fetch.program.eq(self.program),
+            fetch.images.eq(self.images),
+            dispatcher.program.eq(self.program),
+            dispatcher.image.eq(self.image),
+            dispatcher.output.eq(self.output),
+            dispatcher.task.eq(self.task),
+            regions.completed.eq(executor.completed),
+            filler.completed.eq(executor.completed),
+            self.finished.eq(executor.finished),
+            self.idle.eq(~fetch.busy),
+            self.error.eq(Mux(fetch.error != 0, fetch.error, dispatcher.error)),
+        ]
+        connect(m, fetch.o, dispatcher.i)
+        connect(m, dispatcher.region, regions.i)
+        connect(m, dispatcher.fill, filler.command)
+        connect(m, dispatcher.execute, executor.i)
+        connect(m, regions.command, weights.command)
+
+        # products
+        connect(m, weights.o, filler.weights)
+        connect(m, filler.fill_job, reorder.fill_job)
+        connect(m, filler.fill, reorder.fill)
+        connect(m, executor.read, reader.job)
+        connect(m, executor.reorder, reorder.job)
+        connect(m, executor.write, writer.job)
+        connect(m, reader.o, reorder.a)
+        connect(m, reorder.o, array.i)
+        connect(m, array.o, writer.i)
+        connect(m, reader.factor, writer.factor)
+        m.d.comb += [
+            Value.cast(getattr(writer, name)).eq(Value.cast(getattr(filler, name)))
+            for name in ("parameter_en", "parameter_single", "parameter_set", "parameter_index", "parameter")
+        ]
+        m.d.comb += [
+            filler.used_set.eq(writer.used_set),
+            executor.written.eq(writer.done),
+            executor.descriptor_written.eq(writer.completed),
+            self.beat.eq(reorder.o.valid & reorder.o.ready),
+            self.rows_wait.eq(reorder.waiting_rows),
+            self.tokens_wait.eq(reorder.waiting_tokens),
+            self.saturated.eq(writer.saturated),
+        ]
+
+        # everything else
+        connect(m, executor.norm, norm.job)
+        connect(m, filler.norm_parameter, norm.parameter)
+        connect(m, executor.route, gate.job)
+        connect(m, executor.load, loader.job)
+        connect(m, executor.store, storer.job)
+        m.d.comb += [
+            executor.norm_done.eq(norm.done),
+            executor.route_done.eq(gate.done),
+            executor.load_done.eq(loader.done),
+            executor.store_done.eq(storer.done),
+            executor.visits.eq(gate.visits),
+            regions.visits.eq(gate.visits),
+            filler.visits.eq(gate.visits),
+            gate.visit_index_0.eq(executor.visit_index),
+            Value.cast(executor.visit).eq(Value.cast(gate.visit_0)),
+            gate.visit_index_1.eq(regions.visit_index),
+            regions.expert.eq(gate.visit_1.expert),
+            gate.entry_index.eq(reader.entry_index),
+            gate.entry_en.eq(reader.entry_en),
+            Value.cast(reader.entry).eq(Value.cast(gate.entry)),
+        ]
+        self._tables(m, reader, filler, writer)
+        self._activation(m, activation, reader, filler, writer, norm, gate, storer, loader)
+        self._monitor(m, writer, norm, gate, loader, executor)
+        return m
+
+    def _tables(self, m: Module, reader: Reader, filler: Filler, writer: Writer) -> None:
+        """Row maxima, and exponents of K (one reader) and V (two)."""
+        hardware = self.hardware
+        m.submodules.maxima = maxima = RowMaximum(hardware.tokens, hardware.post_lanes)
+        m.d.comb += [
+            maxima.valid.eq(writer.score.valid),
+            maxima.row.eq(writer.score.row),
+            Value.cast(maxima.n).eq(Value.cast(writer.score.n)),
+            maxima.mask.eq(writer.score.mask),
+            maxima.first.eq(writer.score.first),
+            maxima.row_read.eq(reader.row_read),
+            reader.maximum.eq(maxima.maximum),
+        ]
+        m.submodules.keys = keys = ExponentTable(hardware, 1)
+        m.submodules.values = values = ExponentTable(hardware, 2)
+        for table, update in ((keys, writer.key), (values, writer.value)):
+            m.d.comb += [getattr(table, k).eq(getattr(update, k)) for k in update.shape().members]
+        m.d.comb += [
+            keys.head_0.eq(filler.key_head),
+            keys.word_0.eq(filler.key_word),
+            Value.cast(filler.key_exponents).eq(Value.cast(keys.exponents_0)),
+            values.head_0.eq(filler.value_head),
+            values.word_0.eq(filler.value_word),
+            Value.cast(filler.value_exponents).eq(Value.cast(values.exponents_0)),
+            filler.value_maximum.eq(values.maximum_0),
+            values.head_1.eq(reader.head),
+            values.word_1.eq(reader.word),
+            Value.cast(reader.exponents).eq(Value.cast(values.exponents_1)),
+            reader.exponent_maximum.eq(values.maximum_1),
+        ]
+
+    def _activation(self, m, activation, reader, filler, writer, norm, gate, storer, loader) -> None:
+        reads = {"a": reader.memory, "b": filler.memory, "residual": writer.residual, "norm": norm.read,
+                 "gate": gate.read, "store": storer.read}  # fmt: skip
+        for name, port in reads.items():
+            target = getattr(activation, f"read_{name}")
+            m.d.comb += [
+                target.en.eq(port.en),
+                target.address.eq(port.address),
+                Value.cast(port.data).eq(Value.cast(target.data)),
+            ]
+        for name, port in (("product", writer.memory), ("norm", norm.write), ("load", loader.write)):
+            target = getattr(activation, f"write_{name}")
+            keys = ["en", "address", "mask"] + (["transposed", "lane_address"] if name == "product" else [])
+            m.d.comb += [Value.cast(getattr(target, k)).eq(Value.cast(getattr(port, k))) for k in keys]
+            m.d.comb += [target.value[lane].eq(port.value[lane]) for lane in range(self.hardware.in_lanes)]
+
+    def _monitor(self, m, writer, norm, gate, loader, executor) -> None:
+        for name, unit in (("product", writer), ("norm", norm), ("route", gate)):
+            m.d.comb += [
+                getattr(self.monitor, f"{name}_valid").eq(unit.record_valid),
+                Value.cast(getattr(self.monitor, name)).eq(Value.cast(unit.record)),
+            ]
+        load = self.monitor.load
+        m.d.comb += [
+            self.monitor.load_valid.eq(loader.write.en),
+            load.number.eq(executor.number),
+            load.address.eq(loader.write.address),
+            load.mask.eq(loader.write.mask),
+            Value.cast(load.value).eq(Value.cast(loader.write.value)),
+        ]
+
+
+class Accelerator(wiring.Component):
+    """The top: runs a program over a number of images, counts, and ends every run, good or bad.
+
+    Parameters
+    ----------
+    hardware : HardwareConfig
+
+    Members
+    -------
+    control : Out(ControlPort())
+        ``start`` is ignored while ``busy``. ``done`` is high for one cycle; ``error`` (`edgemoe.isa.Error`) and the
+        counters stay until the next start.
+    memory : Out(MemoryPort(hardware.port_bytes))
+    monitor : Out(MonitorPort(hardware))
+    """
+
+    def __init__(self, hardware: HardwareConfig):
+        self.hardware = hardware
+        super().__init__(
+            {
+                "control": Out(ControlPort()),
+                "memory": Out(MemoryPort(hardware.port_bytes)),
+                "monitor": Out(MonitorPort(hardware)),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        control, port = self.control, self.memory
+        core = Core(self.hardware)
+        reset = Signal()
+        m.submodules.core = ResetInserter(reset)(core)
+        held = {k: Signal.like(getattr(control, k)) for k in ("program", "image", "output", "images", "task")}
+        m.d.comb += [getattr(core, k).eq(v) for k, v in held.items()]
+        for name in self.monitor.signature.members:
+            m.d.comb += Value.cast(getattr(self.monitor, name)).eq(Value.cast(getattr(core.monitor, name)))
+
+        # the memory port: addresses are checked, and at the end what was asked for is awaited
+        running, error = Signal(), Signal(4)
+        request = core.memory.read_request
+        outside = (request.payload.address + request.payload.length) >= self.hardware.memory_words
+        write_outside = core.memory.write.payload.address >= self.hardware.memory_words
+        asked = port.read_request.valid & port.read_request.ready
+        answered = port.read_data.valid & port.read_data.ready
+        written = port.write.valid & port.write.ready
+        outstanding = Signal(16)
+        m.d.sync += outstanding.eq(
+            outstanding + Mux(asked, request.payload.length + 1, 0) - answered
+        )
+        m.d.comb += [
+            port.read_request.valid.eq(request.valid & running & ~outside),
+            Value.cast(port.read_request.payload).eq(Value.cast(request.payload)),
+            request.ready.eq(port.read_request.ready & running & ~outside),
+            core.memory.read_data.valid.eq(port.read_data.valid),
+            core.memory.read_data.payload.eq(port.read_data.payload),
+            port.read_data.ready.eq(core.memory.read_data.ready | ~running),
+            port.write.valid.eq(core.memory.write.valid & ~write_outside & running),
+            Value.cast(port.write.payload).eq(Value.cast(core.memory.write.payload)),
+            core.memory.write.ready.eq(port.write.ready & ~write_outside),
+        ]
+        address_error = running & ((request.valid & outside) | (core.memory.write.valid & write_outside))
+
+        silence = Signal(TIMEOUT_BITS + 1)
+        progress = Cat(asked, answered, written, core.beat, *(
+            getattr(core.monitor, f"{k}_valid") for k in ("product", "norm", "load", "route")
+        )).any()  # fmt: skip
+        m.d.sync += silence.eq(Mux(progress | ~running, 0, silence + 1))
+
+        cooling = Signal(range(RESET_CYCLES + 1))
+        m.d.comb += [control.error.eq(error), control.busy.eq(0)]
+        with m.FSM():
+            with m.State("IDLE"):
+                with m.If(control.start):
+                    m.d.sync += [v.eq(getattr(control, k)) for k, v in held.items()]
+                    m.d.sync += [running.eq(1), error.eq(0)]
+                    m.next = "START"
+            with m.State("START"):
+                m.d.comb += [core.start.eq(1), control.busy.eq(1)]
+                m.next = "RUN"
+            with m.State("RUN"):
+                m.d.comb += control.busy.eq(1)
+                failure = Mux(core.error != 0, core.error, Mux(address_error, Error.ADDRESS, Error.TIMEOUT))
+                with m.If((core.error != 0) | address_error | silence[-1]):
+                    m.d.sync += [error.eq(failure), running.eq(0)]
+                    m.next = "DRAIN"
+                with m.Elif(core.finished):
+                    m.next = "FINISH"
+            with m.State("FINISH"):
+                # what the fetch has read beyond the END is on its way
+                m.d.comb += control.busy.eq(1)
+                with m.If(core.idle):
+                    m.d.sync += running.eq(0)
+                    m.next = "DRAIN"
+            with m.State("DRAIN"):
+                m.d.comb += control.busy.eq(1)
+                with m.If(outstanding == 0):
+                    m.d.sync += cooling.eq(Mux(error != 0, RESET_CYCLES, 0))
+                    m.next = "COOL"
+            with m.State("COOL"):
+                m.d.comb += [reset.eq(1), control.busy.eq(1)]
+                m.d.sync += cooling.eq(cooling - 1)
+                with m.If(cooling == 0):
+                    m.d.comb += control.done.eq(1)
+                    m.next = "IDLE"
+
+        counting = {
+            "cycles": control.busy, "mac_cycles": core.beat, "weight_stalls": core.rows_wait,
+            "activation_stalls": core.tokens_wait, "read_words": answered, "write_words": written,
+            "saturated": core.saturated,
+        }  # fmt: skip
+        for name in COUNTERS:
+            counter = getattr(control, name)
+            m.d.sync += counter.eq(counter + counting[name])
+            with m.If(control.start & ~control.busy):
+                m.d.sync += counter.eq(0)
+        return m

@@ -1,0 +1,77 @@
+"""Queue in memory, whose output is registered twice: block RAM without its slow output path."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Shape, Signal, Value, unsigned
+from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from edgemoe.numeric import is_power_of_two
+from edgemoe.stream import pipeline
+
+
+class Fifo(wiring.Component):
+    """First in, first out.
+
+    Parameters
+    ----------
+    shape : shape-like
+        Payload of both streams.
+    depth : int
+        Words of the memory, a power of two from 2; two more are in the registers behind it.
+
+    Members
+    -------
+    i : In(stream.Signature(shape))
+        ``ready`` is a register.
+    o : Out(stream.Signature(shape))
+        From registers; ``ready`` enables the memory and one pointer.
+    freed : Out(1)
+        In this cycle a word leaves the memory, so that a place is free from the next on. Who counts places,
+        starting at ``depth``, never sees ``i.ready`` low.
+
+    Throughput 1 per cycle, latency 3 cycles.
+    """
+
+    LATENCY = 3
+
+    def __init__(self, shape, depth: int):
+        if depth < 2 or not is_power_of_two(depth):
+            raise ValueError(f"depth must be a power of two from 2, found {depth}")
+        self.shape, self.depth = shape, depth
+        super().__init__(
+            {"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)), "freed": Out(1)}
+        )
+
+    def elaborate(self, platform) -> Module:
+        """Memory, two pointers, the level, and the two stages of a read."""
+        m = Module()
+        i, o = self.i, self.o
+        memory = m.submodules.memory = Memory(
+            shape=unsigned(Shape.cast(self.shape).width), depth=self.depth, init=[]
+        )
+        write, read = memory.write_port(), memory.read_port()
+        level = Signal(range(self.depth + 1))
+        some = Signal()
+        full = Signal()
+        enable, valid = pipeline(m, some, o.ready, 2)
+        m.d.comb += [
+            i.ready.eq(~full),
+            write.en.eq(i.valid & i.ready),
+            write.data.eq(Value.cast(i.payload)),
+            read.en.eq(enable),
+            self.freed.eq(enable & some),
+            o.valid.eq(valid),
+        ]
+        with m.If(write.en & ~self.freed):
+            m.d.sync += [level.eq(level + 1), some.eq(1), full.eq(level == self.depth - 1)]
+        with m.If(self.freed & ~write.en):
+            m.d.sync += [level.eq(level - 1), some.eq(level != 1), full.eq(0)]
+        with m.If(write.en):
+            m.d.sync += write.addr.eq(write.addr + 1)
+        with m.If(self.freed):
+            m.d.sync += read.addr.eq(read.addr + 1)
+        with m.If(enable):
+            m.d.sync += Value.cast(o.payload).eq(read.data)
+        return m

@@ -1,0 +1,270 @@
+"""The reader: streams rows of operand A from the activation memory to the array.
+
+For every block of slots it walks all tokens of a product, looks a token up in its expert's queue where the
+order is indirect, reads the words of its row, and turns score codes into attention weights on the way::
+
+    tokens (queue, addresses) --> words --> activation memory --> weigher --> array
+                                                                     +--> sum --> 1/d --> writer
+
+What a token's result needs (its row, its address, its gate score) travels as the tag of its last word.
+
+Throughput one word per cycle; a token takes at least 1 cycle.
+"""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from edgemoe.config import HardwareConfig
+from edgemoe.core.activation import READ_LATENCY, ReadPort
+from edgemoe.core.fifo import Fifo
+from edgemoe.numeric import register
+from edgemoe.stream import Buffer, connect, pipeline
+from edgemoe.units.softmax import Reciprocal, SoftmaxSpec, Weigher
+
+FIFO_DEPTH = 16
+SCORE_ONE = 1 << 15
+"""A gate score of 1."""
+
+
+def read_job_layout() -> data.StructLayout:
+    """One product, as the reader sees it (fields of `edgemoe.isa`).
+
+    ``start``: first entry of the queue; ``queued``: take token and score from the queue; ``indirect_a``,
+    ``indirect_d``: the row of A, or of the result, is the token of the entry and not its position.
+    """
+    return data.StructLayout(
+        {
+            "count": 12, "words": 12, "blocks": 13, "a_base": 16, "a_stride": 12, "d_base": 16, "d_stride": 12,
+            "start": 16, "queued": 1, "indirect_a": 1, "indirect_d": 1,
+            "double": 1, "weigh": 1, "head": 6, "keys": 12,
+        }
+    )  # fmt: skip
+
+
+TOKEN_TAG = data.StructLayout({"row": 12, "address": 16, "score": 16})
+"""What the writer needs of a token: row of the result, address of that row, gate score."""
+
+ROW_FACTOR = data.StructLayout({"multiplier": 16, "shift": 6})
+
+
+class Reader(wiring.Component):
+    """Operand A of every product.
+
+    Parameters
+    ----------
+    hardware : HardwareConfig
+
+    Members
+    -------
+    job : In(stream)
+        `read_job_layout`.
+    memory : Out(ReadPort)
+    entry_index, entry_en : Out, entry : In({token, score})
+        Synchronous read of the router's queue.
+    row_read : Out, maximum : In(signed(8))
+        Row maxima of the scores, combinational.
+    head, word : Out, exponents : In, exponent_maximum : In
+        Exponents of V, combinational.
+    o : Out(stream)
+        ``a`` (in_lanes) and ``tag`` (`TOKEN_TAG`): words in the order of `attention.schedule`.
+    factor : Out(stream)
+        1/d of every weighted row, in order (`ROW_FACTOR`).
+    """
+
+    def __init__(self, hardware: HardwareConfig):
+        self.hardware = hardware
+        self.softmax = SoftmaxSpec(b_bits=hardware.b_bits)
+        lanes = hardware.in_lanes
+        self.word_bits = max(1, (hardware.token_words - 1).bit_length())
+        self.head_bits = max(1, (hardware.heads - 1).bit_length())
+        self.queue_bits = max(1, (hardware.tokens * hardware.top_k - 1).bit_length())
+        a_word = data.ArrayLayout(signed(16), lanes)
+        super().__init__(
+            {
+                "job": In(stream.Signature(read_job_layout())),
+                "memory": Out(ReadPort(hardware)),
+                "entry_index": Out(self.queue_bits),
+                "entry_en": Out(1),
+                "entry": In(data.StructLayout({"token": 12, "score": 16})),
+                "row_read": Out(range(hardware.tokens)),
+                "maximum": In(signed(8)),
+                "head": Out(self.head_bits),
+                "word": Out(self.word_bits),
+                "exponents": In(data.ArrayLayout(unsigned(4), lanes)),
+                "exponent_maximum": In(4),
+                "o": Out(stream.Signature(data.StructLayout({"a": a_word, "tag": TOKEN_TAG}))),
+                "factor": Out(stream.Signature(ROW_FACTOR)),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        hardware, lanes = self.hardware, self.hardware.in_lanes
+        job = Signal(read_job_layout())
+
+        tokens = self._tokens(m, job)
+        side = data.StructLayout(
+            {"word": 12, "last": 1, "weigh": 1, "head": self.head_bits, "keys": 12, "tag": TOKEN_TAG}
+        )
+        m.submodules.sides = sides = Fifo(side, FIFO_DEPTH)
+        m.submodules.words = words = Fifo(data.ArrayLayout(signed(22), lanes), FIFO_DEPTH)
+        self._words(m, job, tokens, sides, words)
+
+        # annotate: masks, maxima and exponents meet their word
+        m.submodules.weigher = weigher = Weigher(
+            self.softmax, lanes, tag=data.StructLayout({"weigh": 1, "tag": TOKEN_TAG})
+        )
+        here = sides.o.payload
+        both = sides.o.valid & words.o.valid
+        enable, valid = pipeline(m, both, weigher.i.ready, 1)
+        lane_bits = (lanes - 1).bit_length()
+        full, rest = here.keys[lane_bits:], here.keys[:lane_bits]
+        mask = [(here.word < full) | ((here.word == full) & (lane < rest)) for lane in range(lanes)]
+        m.d.comb += [
+            sides.o.ready.eq(enable & both),
+            words.o.ready.eq(enable & both),
+            self.row_read.eq(here.tag.row),
+            self.head.eq(here.head),
+            self.word.eq(here.word),
+            weigher.i.valid.eq(valid),
+        ]
+        relative = [(self.exponent_maximum - self.exponents[lane])[:4] for lane in range(lanes)]
+        fields = {
+            "lane": Value.cast(words.o.payload), "mask": Cat(mask), "maximum": self.maximum,
+            "relative": Cat(relative), "active": here.weigh, "last": here.last,
+            "tag": Cat(here.weigh, Value.cast(here.tag)),
+        }  # fmt: skip
+        m.d.comb += [
+            Value.cast(getattr(weigher.i.payload, name)).eq(register(m, enable, value))
+            for name, value in fields.items()
+        ]
+
+        # 1/d, and the gate that holds a weighted row's last word back until its 1/d is there
+        m.submodules.reciprocal = reciprocal = Reciprocal(self.softmax)
+        m.submodules.factors = factors = Fifo(ROW_FACTOR, 8)
+        m.d.comb += [
+            reciprocal.i.valid.eq(weigher.sum.valid),
+            reciprocal.i.payload.d.eq(weigher.sum.payload),
+            weigher.sum.ready.eq(reciprocal.i.ready),
+            factors.i.valid.eq(reciprocal.o.valid),
+            factors.i.payload.multiplier.eq(reciprocal.o.payload.multiplier),
+            factors.i.payload.shift.eq(reciprocal.o.payload.shift),
+            reciprocal.o.ready.eq(factors.i.ready),
+        ]
+        connect(m, factors.o, wiring.flipped(self.factor))
+        ready_factors = Signal(6)
+        out = weigher.o.payload
+        needs = out.tag.weigh & out.last
+        may = ~needs | (ready_factors != 0)
+        m.submodules.seam = seam = Buffer(self.o.payload.shape())
+        m.d.comb += [
+            seam.i.valid.eq(weigher.o.valid & may),
+            seam.i.payload.a.eq(out.a),
+            Value.cast(seam.i.payload.tag).eq(Value.cast(out.tag.tag)),
+            weigher.o.ready.eq(seam.i.ready & may),
+        ]
+        came, went = factors.i.valid & factors.i.ready, seam.i.valid & seam.i.ready & needs
+        m.d.sync += ready_factors.eq(ready_factors + came - went)
+        connect(m, seam.o, wiring.flipped(self.o))
+        return m
+
+    def _tokens(self, m: Module, job: Signal):
+        """Walk the tokens of all blocks; give row address, result address, row and score of each."""
+        sets, slots = self.hardware.slot_sets, self.hardware.out_lanes
+        active = Signal()
+        block, index, limit = Signal(13), Signal(12), Signal(12)
+        fields = data.StructLayout(
+            {"a_row": 16, "d_row": 16, "row": 12, "score": 16, "job_last": 1}
+        )
+        m.submodules.tokens = tokens = Fifo(fields, 4)
+        enable, valid = pipeline(m, active, tokens.i.ready, 4)
+
+        ramp = Signal(12)  # further tokens of the staircase's ramp
+        incoming = self.job.payload
+        waiting = Signal()  # the words of the previous job have not all been issued
+        m.d.comb += self.job.ready.eq(~active & ~waiting)
+        with m.If(self.job.valid & self.job.ready):
+            m.d.sync += [
+                Value.cast(job).eq(Value.cast(incoming)),
+                active.eq(1),
+                waiting.eq(1),
+                block.eq(0),
+                index.eq(0),
+                limit.eq(incoming.count),
+                ramp.eq(Mux(incoming.count < slots - 1, incoming.count, slots - 1) if sets == 1 else 0),
+            ]
+        block_last = block + 1 == job.blocks
+        has_ramp = sets == 1 and slots > 1
+        done = (block == job.blocks) if has_ramp else block_last
+        index_last = index + 1 == limit
+        with m.If(active & enable):
+            m.d.sync += index.eq(index + 1)
+            with m.If(index_last):
+                m.d.sync += [index.eq(0), block.eq(block + 1)]
+                if has_ramp:
+                    with m.If(block_last):
+                        m.d.sync += limit.eq(ramp)
+                with m.If(done):
+                    m.d.sync += active.eq(0)
+
+        # stage 1: the queue's entry; 2: row numbers; 3: products; 4: sums
+        m.d.comb += [
+            self.entry_index.eq((job.start + index)[: self.queue_bits]),
+            self.entry_en.eq(enable),
+        ]
+        position, last = register(m, enable, index), register(m, enable, index_last & done)
+        a_index = register(m, enable, Mux(job.indirect_a, self.entry.token, position))
+        d_index = register(m, enable, Mux(job.indirect_d, self.entry.token, position))
+        score = register(m, enable, Mux(job.queued, self.entry.score, SCORE_ONE), 3)
+        a_offset = register(m, enable, (a_index * job.a_stride)[:16])
+        d_offset = register(m, enable, (d_index * job.d_stride)[:16])
+        into = tokens.i.payload
+        m.d.comb += [
+            tokens.i.valid.eq(valid),
+            into.a_row.eq(register(m, enable, (job.a_base + a_offset)[:16])),
+            into.d_row.eq(register(m, enable, (job.d_base + d_offset)[:16])),
+            into.row.eq(register(m, enable, d_index, 2)),
+            into.score.eq(score),
+            into.job_last.eq(register(m, enable, last, 3)),
+        ]
+        self._release = waiting
+        return tokens
+
+    def _words(self, m: Module, job: Signal, tokens: Fifo, sides: Fifo, words: Fifo) -> None:
+        """Read the words of each token, as far as there is room for what comes back."""
+        room = Signal(range(FIFO_DEPTH + 1), init=FIFO_DEPTH)
+        word, half = Signal(12), Signal()
+        token = tokens.o.payload
+        word_last = word + 1 == job.words
+        row_last = word_last & (half | ~job.double)
+        issue = tokens.o.valid & (room != 0)
+        taken = words.freed
+        m.d.comb += tokens.o.ready.eq(issue & row_last)
+        m.d.sync += room.eq(room - issue + taken)
+        with m.If(issue):
+            m.d.sync += word.eq(Mux(word_last, 0, word + 1))
+            with m.If(word_last & job.double):
+                m.d.sync += half.eq(~half)
+            with m.If(row_last & token.job_last):
+                m.d.sync += self._release.eq(0)
+        side = sides.i.payload
+        m.d.sync += [
+            self.memory.en.eq(issue),
+            self.memory.address.eq(token.a_row + word),
+        ]
+        m.d.comb += [
+            sides.i.valid.eq(issue),
+            side.word.eq(word),
+            side.last.eq(row_last),
+            side.weigh.eq(job.weigh),
+            side.head.eq(job.head),
+            side.keys.eq(job.keys),
+            side.tag.row.eq(token.row),
+            side.tag.address.eq(token.d_row),
+            side.tag.score.eq(token.score),
+            words.i.valid.eq(register(m, 1, self.memory.en, READ_LATENCY)),
+            Value.cast(words.i.payload).eq(Value.cast(self.memory.data)),
+        ]

@@ -1,0 +1,43 @@
+"""`Gearbox` and `Fifo` pass all bytes in order, at full rate, under every stall pattern."""
+
+import random
+
+import pytest
+
+from bench import STALLS, run
+from core.memory import refuses
+from edgemoe.core.fifo import Fifo
+from edgemoe.core.gearbox import Gearbox, regroup
+
+
+@pytest.mark.parametrize("stall", STALLS)
+@pytest.mark.parametrize(("i_bytes", "o_bytes"), [(2, 16), (8, 4), (16, 1), (1, 2)])
+def test_bytes_keep_their_order(i_bytes, o_bytes, stall):
+    wide, rng = max(i_bytes, o_bytes), random.Random(i_bytes)
+    sent = [rng.randrange(1 << 8 * i_bytes) for _ in range(20 * wide // i_bytes)]
+    expected = regroup(sent, i_bytes, o_bytes)
+    result = run(Gearbox(i_bytes, o_bytes), {"i": sent}, {"o": len(expected)}, stall=stall)
+    assert result.values["o"] == expected
+    if stall == "none":
+        cycles = result.cycles_in["i"] if i_bytes < o_bytes else result.cycles_out["o"]
+        assert cycles[-1] - cycles[0] == 20 * wide // min(i_bytes, o_bytes) - 1
+
+
+@pytest.mark.parametrize("widths", [(3, 4), (4, 0)])
+def test_widths_are_powers_of_two(widths):
+    refuses("_bytes must be a power of two, found [30]", Gearbox, *widths)
+
+
+@pytest.mark.parametrize("stall", STALLS)
+@pytest.mark.parametrize("depth", [2, 8])
+def test_fifo(depth, stall):
+    sent = [random.randrange(256) for _ in range(100)]
+    result = run(Fifo(8, depth), {"i": sent}, {"o": len(sent)}, stall=stall)
+    assert result.values["o"] == sent
+    if stall == "none":
+        assert result.cycles_out["o"][-1] - result.cycles_out["o"][0] == len(sent) - 1
+        assert result.cycles_out["o"][0] - result.cycles_in["i"][0] == Fifo.LATENCY
+
+
+def test_fifo_depth():
+    refuses("depth must be a power of two from 2, found 3", Fifo, 8, 3)
