@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from edgemoe.config import PROFILES, HardwareConfig, ModelConfig, load_hardware
 from edgemoe.errors import BadInput
 
 if TYPE_CHECKING:
+    from edgemoe.compare import Comparison
     from edgemoe.program import Program
     from edgemoe.simulation.runner import SimulationResult
     from edgemoe.simulation.testbench import Vectors
@@ -38,6 +39,9 @@ PathLike = str | os.PathLike[str]
 
 Tick = Callable[[str, float | None], None]
 """Told what a long step is doing, and which part of it is done (None: unknown)."""
+
+LIKELY_UTILISATION = 0.75
+"""Only for the progress of a simulation, whose cycles are not known before."""
 
 load_model = inputs.model
 
@@ -141,6 +145,28 @@ def load_build(path: PathLike) -> Program:
     return builds.load(Path(path))
 
 
+def model_of_build(path: PathLike) -> Model:
+    """The float model that a BUILD directory was compiled from.
+
+    Raises:
+        BadInput: the file has moved or changed.
+    """
+    import json
+
+    from edgemoe.manifest import sha256
+
+    about = json.loads((Path(path) / output.MANIFEST).read_text())
+    name = about["configuration"].get("model_file")
+    if name is None:
+        raise BadInput(f"{path}: does not say which model file it is from; give it with --model")
+    file = inputs.model_path(name)
+    if not file.is_file():
+        raise BadInput(f"{path}: was compiled from {file}, which is not there; give the model with --model")
+    if sha256(file) != about["inputs"].get("model"):
+        raise BadInput(f"{path}: {file} has changed since it was compiled; compile again")
+    return inputs.model(name)
+
+
 def pixels(program: Program, images: Sequence[Array] | Array) -> Array:
     """Images as they lie in external memory, (n, channels, height, width): uint8 or int16 as compiled."""
     from edgemoe.memmap import PIXEL_FRAC, pixel_codes
@@ -201,8 +227,13 @@ def simulate(
 
     numbers = [inputs.task(task, program.model) for task in tasks]
 
+    likely = len(images) * program.useful_macs / program.hardware.macs / LIKELY_UTILISATION
+
     def told(event: dict[str, Any]) -> None:
-        if "stage" in event:
+        if "cycle" in event:
+            part = (int(event.get("run", 0)) + min(event["cycle"] / likely, 0.99)) / len(numbers)
+            tick("gateware: simulating", part)
+        elif event["stage"] != "cached":
             tick(f"gateware: {event['stage']}", None)
 
     return start(
@@ -244,6 +275,67 @@ def outputs(program: Program, run: SimulationResult, image: int = 0, task: int =
         values = codes * 2.0 ** -stored.fracs[task]
         found[stored.name] = values[0] if stored.name == "logits" else values
     return found
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Gateware against golden machine, over all images and tasks.
+
+    Attributes:
+        mismatches: elements that differ, are missing or are surplus.
+        tensors: tensors that were compared, each with all its elements.
+        first: the first difference (descriptor, tensor, row, channel, both codes), or None.
+        routes: the golden machine's ``l{L}_topk`` by task and image.
+        comparisons: `edgemoe.compare.Comparison` of each task.
+    """
+
+    program: Program
+    tasks: list[int]
+    mismatches: int
+    tensors: int
+    first: str | None
+    routes: list[list[dict[str, Array]]]
+    comparisons: list[Comparison]
+
+    def gateware(self, task: int = 0, image: int = 0) -> dict[str, Array]:
+        """Every tensor that the gateware wrote, as values, by the names of `golden`; ``task`` is an index of ``tasks``."""
+        from edgemoe.golden import Tensors
+
+        found = self.comparisons[task]
+        return Tensors(self.program, self.tasks[task]).collect(found.gateware[image], found.routes[image])
+
+
+def check(
+    program: Program,
+    images: Sequence[Array] | Array,
+    tasks: Iterable[int | str],
+    runs: Sequence[SimulationResult],
+    tick: Tick = quiet,
+) -> Checked:
+    """Compare every element of every tensor that `simulate` recorded with the golden machine's."""
+    from edgemoe.compare import compare_run
+    from edgemoe.golden import Golden
+
+    machine = Golden(program)
+    names, numbers = machine.names(), [inputs.task(task, program.model) for task in tasks]
+    comparisons, routes = [], []
+    for done, (task, run) in enumerate(zip(numbers, runs)):
+        tick("comparing every tensor with the golden machine", done / len(numbers))
+        expected = machine.execute(list(images), task, trace=True)
+        comparisons.append(compare_run(program, expected, run))
+        routes.append([{names[n]: r.experts for n, r in of_image.items()} for of_image in expected.routes])
+    differences = [
+        f"task {program.model.tasks[task]}, {found.first}" for task, found in zip(numbers, comparisons) if found.first
+    ]
+    return Checked(
+        program,
+        numbers,
+        sum(found.mismatches for found in comparisons),
+        sum(found.tensors_compared for found in comparisons),
+        differences[0] if differences else None,
+        routes,
+        comparisons,
+    )
 
 
 def _writable_cache() -> Path:

@@ -6,7 +6,6 @@ Both come from the float reference on calibration images, over all tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,8 +42,6 @@ class Statistics:
         count: values seen.
         exponents: values with ``2^(e-1) <= |x| < 2^e``, at index ``e + 64``; zeros at 0.
         peak: (channels) largest magnitude.
-        square: (channels) sum of squares.
-        rows: tokens seen.
     """
 
     low: float = math.inf
@@ -52,8 +49,6 @@ class Statistics:
     count: int = 0
     exponents: Array = field(default_factory=lambda: np.zeros(128, np.int64))
     peak: Array | None = None
-    square: Array | None = None
-    rows: int = 0
 
     def update(self, values: Array) -> None:
         """Add a batch; channels are the last axis."""
@@ -61,20 +56,14 @@ class Statistics:
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         exponent = np.where(values == 0, -64, np.clip(np.frexp(values)[1], -64, 63))
         self.exponents += np.bincount(exponent.ravel() + 64, minlength=128)
-        peak, square = np.abs(values).max(axis=0), (values * values).sum(axis=0)
+        peak = np.abs(values).max(axis=0)
         self.peak = peak if self.peak is None else np.maximum(self.peak, peak)
-        self.square = square if self.square is None else self.square + square
-        self.count, self.rows = self.count + values.size, self.rows + len(values)
+        self.count += values.size
 
     @property
     def magnitude(self) -> float:
         """Largest magnitude."""
         return max(abs(self.low), abs(self.high))
-
-    @property
-    def rms(self) -> Array:
-        """(channels) root mean square."""
-        return np.sqrt(self.square / self.rows)
 
     def beyond(self, exponent: int) -> float:
         """Fraction of the values with a magnitude of at least ``2^exponent``."""

@@ -12,25 +12,30 @@ The program of an image, in order (docs/architecture.md, "Program")::
     NORM, PRODUCT, STORE of the logits if there are heads       STORE x       END
 
 Hazards. The executor takes products in order and has one reader of operand A, so a later product never
-writes what an earlier one has yet to read. What remains, and the flag that covers it:
+writes what an earlier one has yet to read. What remains, and the `wait` (ALL, ROWS) or `after` that covers it:
 
 | reader | of | written by | covered by |
 |---|---|---|---|
-| LOAD | x (overwritten) | the image before | `wait` |
-| embed | image, x | IMAGE, LOAD | `wait` |
-| NORM | x | embed, EXPERTS, proj | `wait` |
+| LOAD | x (overwritten) | the image before | ALL |
+| embed | image, x | IMAGE, LOAD | ALL |
+| NORM | x | embed, unrouted EXPERTS, proj | ROWS |
+| NORM | x | routed EXPERTS (rows in another order) | ALL |
+| q after that NORM | (overwrites hidden or image, whose rows may still be read) | | in order, if rows of q are not longer; else NORM has ALL |
+| NORM | (overwrites norm or attention) | | its row t is written when the last use of row t has been read |
 | NORM's parameters in the filler | the buffer of parameters | the NORM before (LOAD for the first one) | `after` |
-| q, gate, EXPERTS | norm | NORM | `wait` |
-| k, v | norm | NORM | q's `wait` |
+| q, gate, unrouted EXPERTS | norm | NORM | ROWS |
+| k, v | norm | NORM | q has read all of it |
 | QK, operand B | k of the head, its exponents | product k | `after` |
 | QK, operand A | q | product q | complete before k is, which B waits for |
 | AV, operand B | v of the head, its exponents | product v | `after` |
-| AV, operand A | scores, row maxima | QK | `wait` |
+| AV, operand A | scores, row maxima | QK | ROWS |
 | QK of the next head | (overwrites scores) | | in order |
-| proj | attention, x | AV, earlier residuals | `wait` |
-| ROUTE | gate scores | gate | `wait` |
-| EXPERTS | queues | ROUTE | `wait`, and `after` for DMA and filler |
-| head, STORE | norm or x; logits | NORM, EXPERTS; head | `wait` |
+| proj | attention, x | AV, earlier residuals | ROWS |
+| ROUTE | gate scores | gate | ALL |
+| routed EXPERTS | queues | ROUTE | ALL, and `after` for DMA and filler |
+| head, STORE | norm or x; logits | NORM, EXPERTS; head | ALL |
+
+ROWS (`isa.Wait`) needs two slot sets; with one it becomes ALL.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ import numpy as np
 
 from edgemoe.config import A_BITS, HardwareConfig, check
 from edgemoe.errors import BadInput, DoesNotFit
-from edgemoe.isa import DESCRIPTOR_BYTES, FIELDS, Descriptor, Dest, Mode, Op, Source
+from edgemoe.isa import DESCRIPTOR_BYTES, FIELDS, Descriptor, Dest, Mode, Op, Source, Wait
 from edgemoe.memmap import (
     MemoryImage,
     Page,
@@ -161,7 +166,7 @@ class _Compiler:
                 f"{self.hw.acc_bits}; raise acc_bits"
             )
 
-    def norm(self, norm: Norm, name: str, count: int) -> None:
+    def norm(self, norm: Norm, name: str, count: int, wait: Wait) -> None:
         """Layer norm of the first ``count`` tokens of x into page norm."""
         dim = self.model.config.dim
         try:
@@ -172,7 +177,7 @@ class _Compiler:
         distance = len(self.descriptors) - self.last_norm
         self.last_norm = self.emit(
             Descriptor(
-                op=Op.NORM, wait=1, after=min(distance, MAX_AFTER), source=Source.NORM,
+                op=Op.NORM, wait=wait, after=min(distance, MAX_AFTER), source=Source.NORM,
                 count=count, words=self.token_words, rows=self.token_words * self.hw.in_lanes,
                 a_base=self.base(Page.X), a_stride=self.token_words,
                 d_base=self.base(Page.NORM), d_stride=self.token_words,
@@ -199,7 +204,7 @@ class _Compiler:
         self.embed()
         for number, block in enumerate(self.model.blocks):
             self.attention(number, block)
-            self.norm(block.norm2, f"l{number}_norm2", self.tokens)
+            self.norm(block.norm2, f"l{number}_norm2", self.tokens, self.rows)
             if number in c.moe_blocks:
                 self.mixture(number, block)
             else:
@@ -207,12 +212,28 @@ class _Compiler:
         outputs = self.outputs()
         return self.finish(outputs)
 
+    @property
+    def rows(self) -> Wait:
+        """How a phase waits for the one before, whose rows it reads in the same order."""
+        return Wait.ROWS if self.hw.slot_sets == 2 else Wait.ALL
+
+    def before_attention(self, number: int) -> Wait:
+        """How a block's first NORM waits for the residual (see the table of hazards)."""
+        c = self.model.config
+        if number == 0:
+            before = self.hw.patch_values(c)
+        elif number - 1 in c.moe_blocks:
+            return Wait.ALL
+        else:
+            before = self.hw.hidden_slices(c, number - 1)[1]
+        return self.rows if before >= self.row_words * self.hw.in_lanes else Wait.ALL
+
     def embed(self) -> None:
         """x = pos_embed + patches; the class token is row 0."""
         c, hw = self.model.config, self.hw
         self.emit(
             Descriptor(
-                op=Op.LOAD, wait=1, d_base=self.base(Page.X),
+                op=Op.LOAD, wait=Wait.ALL, d_base=self.base(Page.X),
                 **self.region("pos_embed", pack_rows(hw, self.model.pos_embed)),
             ),
             self.tensor("pos_embed", format="embed"),
@@ -234,7 +255,7 @@ class _Compiler:
         weights[:, positions] = np.reshape(linear.weight, (c.dim, -1))
         self.product(
             "embed", self.pack("embed", weights, self.parameters(linear, "embed")), self.tensor("embed"),
-            wait=1, count=self.tokens - 1, words=words, rows=c.dim,
+            wait=Wait.ALL, count=self.tokens - 1, words=words, rows=c.dim,
             a_base=self.base(Page.Q), a_stride=words,
             d_base=self.base(Page.X) + self.token_words, d_stride=self.token_words, dest=Dest.RESIDUAL,
         )  # fmt: skip
@@ -247,8 +268,8 @@ class _Compiler:
     def attention(self, number: int, block: Block) -> None:
         """q, k, v, the heads, and the projection into the residual."""
         c, prefix = self.model.config, f"l{number}_"
-        self.norm(block.norm1, f"{prefix}norm1", self.tokens)
-        self.projection(prefix + "q", block.q, range(c.heads), self.base(Page.Q), wait=1, dest=Dest.ROWS)
+        self.norm(block.norm1, f"{prefix}norm1", self.tokens, self.before_attention(number))
+        self.projection(prefix + "q", block.q, range(c.heads), self.base(Page.Q), wait=self.rows, dest=Dest.ROWS)
         k_page, v_page = self.base(Page.K), self.base(Page.V)
         keys, values = [], []
         for h in range(c.heads):
@@ -265,7 +286,7 @@ class _Compiler:
         name = f"{prefix}proj"
         self.product(
             name, self.pack(name, weights, self.parameters(block.proj, name)), self.tensor(f"{prefix}post_attn"),
-            wait=1, count=self.tokens, words=self.row_words, rows=c.dim,
+            wait=self.rows, count=self.tokens, words=self.row_words, rows=c.dim,
             a_base=self.base(Page.NORM), a_stride=self.row_words,
             d_base=self.base(Page.X), d_stride=self.token_words, dest=Dest.RESIDUAL, realign=int(block.realign),
         )  # fmt: skip
@@ -321,7 +342,7 @@ class _Compiler:
         raw = pad_region(self.hw, pack_parameters(self.hw, parameters))
         self.emit(
             Descriptor(
-                op=Op.PRODUCT, wait=1, after=len(self.descriptors) - value, source=Source.VALUES, dest=Dest.ROWS,
+                op=Op.PRODUCT, wait=self.rows, after=len(self.descriptors) - value, source=Source.VALUES, dest=Dest.ROWS,
                 mode=Mode.ROW_CHANNEL, weigh=1, keys=self.tokens,
                 count=self.tokens, words=self.key_words, rows=self.head_dim,
                 a_base=self.base(Page.S), a_stride=self.key_words,
@@ -342,7 +363,7 @@ class _Compiler:
         """What every EXPERTS has in common."""
         lanes, dim = self.hw.in_lanes, self.model.config.dim
         return {
-            "wait": 1, "source": Source.WEIGHTS, "gelu": 1, "count": self.tokens,
+            "source": Source.WEIGHTS, "gelu": 1, "count": self.tokens,
             "words": self.token_words, "rows": hidden_words * lanes,
             "a_base": self.base(Page.NORM), "a_stride": self.token_words,
             "d_base": self.base(Page.Q), "d_stride": hidden_words,
@@ -388,7 +409,7 @@ class _Compiler:
             second = p2 if s == 0 else replace(p2, bias=np.zeros_like(p2.bias))
             weights = np.asarray(fc1.weight)[cut], np.asarray(fc2.weight)[:, cut]
             regions.append(self.expert_region(name, first, weights[0], second, weights[1], width))
-        self.experts(name, regions, width, block)
+        self.experts(name, regions, width, block, wait=self.rows)
 
     def mixture(self, number: int, block: Block) -> None:
         """Gate of the task, routing, and the experts that have tokens."""
@@ -399,7 +420,7 @@ class _Compiler:
         where["length"] //= len(regions)
         self.emit(
             Descriptor(
-                op=Op.PRODUCT, wait=1, source=Source.WEIGHTS, dest=Dest.SCORES, double=int(hw.b_bits == 8),
+                op=Op.PRODUCT, wait=self.rows, source=Source.WEIGHTS, dest=Dest.SCORES, double=int(hw.b_bits == 8),
                 count=self.tokens, words=self.token_words, rows=c.experts,
                 a_base=self.base(Page.NORM), a_stride=self.token_words,
                 d_base=self.base(Page.S), d_stride=words, stride=where["length"], **where,
@@ -408,7 +429,7 @@ class _Compiler:
         )  # fmt: skip
         self.emit(
             Descriptor(
-                op=Op.ROUTE, wait=1, count=self.tokens, words=words, a_base=self.base(Page.S), a_stride=words,
+                op=Op.ROUTE, wait=Wait.ALL, count=self.tokens, words=words, a_base=self.base(Page.S), a_stride=words,
                 experts=c.experts, top_k=c.top_k,
             ),
             Tensor(f"{name}_topk", 0), Tensor(f"{name}_score", 15),
@@ -421,7 +442,7 @@ class _Compiler:
             )
             for e, (a, b) in enumerate(zip(block.fc1, block.fc2))
         ]  # fmt: skip
-        self.experts(name, regions, width, block, routed=1, after=1, top_k=c.top_k)
+        self.experts(name, regions, width, block, wait=Wait.ALL, routed=1, after=1, top_k=c.top_k)
 
     def gate(self, name: str, gate: Linear) -> bytes:
         """The gate of one task; on an 8-bit B a row is its high digits, then its low digits."""
@@ -434,18 +455,18 @@ class _Compiler:
         """Head and stores: the logits, if there are heads, then x."""
         c, hw = self.model.config, self.hw
         stored: list[Stored] = []
-        wait = 1
+        wait = Wait.ALL
         if c.has_heads:
             words = self.head()
             self.emit(
                 Descriptor(
-                    op=Op.STORE, wait=1, count=1, words=words, a_base=self.base(Page.Q), a_stride=words
+                    op=Op.STORE, wait=Wait.ALL, count=1, words=words, a_base=self.base(Page.Q), a_stride=words
                 ),
                 Tensor("logits", 0),
             )
             fracs = tuple(int(self.model.formats.get(f"logits{t}", 0)) for t in range(len(c.tasks)))
             stored.append(Stored("logits", 0, 1, words, max(c.classes), fracs))
-            wait = 0
+            wait = Wait.NONE
         last = f"l{c.depth - 1}_post_mlp"
         offset = sum(rows_bytes(hw, s.rows, s.words) for s in stored)
         self.emit(
@@ -467,7 +488,7 @@ class _Compiler:
         c, hw, model = self.model.config, self.hw, self.model
         page = Page.X
         if model.final_norm is not None:
-            self.norm(model.final_norm, "norm", 1)
+            self.norm(model.final_norm, "norm", 1, Wait.ALL)
             page = Page.NORM
         rows = round_up(max(c.classes), hw.in_lanes)
         if rows // hw.in_lanes > 4 * hw.page_words:
@@ -489,7 +510,7 @@ class _Compiler:
         where["length"] //= len(regions)
         self.emit(
             Descriptor(
-                op=Op.PRODUCT, wait=1, source=Source.WEIGHTS, dest=Dest.ROWS, count=1, words=self.token_words,
+                op=Op.PRODUCT, wait=Wait.ALL, source=Source.WEIGHTS, dest=Dest.ROWS, count=1, words=self.token_words,
                 rows=rows, a_base=self.base(page), a_stride=self.token_words, d_base=self.base(Page.Q),
                 d_stride=rows // hw.in_lanes, stride=where["length"], **where,
             ),
@@ -502,7 +523,7 @@ class _Compiler:
     def finish(self, outputs: tuple[Stored, ...]) -> Program:
         """Place the program before the constants, and check what everything takes together."""
         hw = self.hw
-        self.emit(Descriptor(op=Op.END, wait=1))
+        self.emit(Descriptor(op=Op.END, wait=Wait.ALL))
         output_bytes = sum(rows_bytes(hw, s.rows, s.words) for s in outputs)
         size = round_up(len(self.descriptors) * DESCRIPTOR_BYTES, hw.port_bytes)
         raw = []

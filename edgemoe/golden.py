@@ -4,6 +4,10 @@ It reads what the gateware reads (descriptors, weights and images as bytes) and 
 activation memory, block exponents of K and V, row maxima, queues. Nothing in here knows about
 lanes in time: slots, blocks and beats change the order of the work, not the result.
 
+All state has a leading axis of images, which run together: a descriptor is executed for a whole batch. The
+images of a batch start from what the batch before has left in its last image; a batch of one is the hardware's
+order to the letter, and a trace is taken in that order.
+
 `Machine` is the accelerator (bytes in, bytes out); `Golden` wraps it for one `Program` and returns float
 tensors by name. With ``trace`` every write to the activation memory is recorded as the monitor of the gateware
 records it (docs/architecture.md, "Monitor").
@@ -13,11 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import ArrayLike, NDArray
 
 from edgemoe import memmap
@@ -25,13 +28,15 @@ from edgemoe.config import HardwareConfig
 from edgemoe.isa import Descriptor, Dest, Error, Mode, Op, Source
 from edgemoe.memmap import Parameters
 from edgemoe.numeric import IntArray, block_exponent, ceil_div, mantissa, saturate, sign_extend
-from edgemoe.program import MachineError, Program, Symbol, Tensor, read_program
+from edgemoe.program import MachineError, Program, Symbol, Tensor, scan_program
 from edgemoe.reference import check_routes, check_task
 from edgemoe.units import gelu, layernorm, requantise, residual, router, softmax
 
 SCORE_BITS = 21
 EXACT = 1 << 53
 """Sums of products below this are exact in float64."""
+BATCH_VALUES = 1 << 19
+"""Activations that a batch keeps at most: larger ones are slower, they leave the processor's caches."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Decoded operand B: ``matrix`` (values, rows) float64 for the product, and the rows' parameters."""
+    """Decoded operand B: ``matrix`` (..., values, rows) float64 for the product, and the rows' parameters."""
 
     matrix: NDArray[np.float64]
     parameters: Parameters
@@ -145,21 +150,31 @@ class Machine:
         self._decoded: dict[tuple[int, ...], Any] = {}
         self.reset()
 
+    @property
+    def batch(self) -> int:
+        """Images that run together."""
+        return max(1, BATCH_VALUES // (self.hardware.pages * self.hardware.page_words * self.lanes))
+
     def reset(self) -> None:
         """Power-up state: everything 0."""
         h = self.hardware
-        self.activations = np.zeros((h.pages * h.page_words, self.lanes), np.int64)
+        self.images = 1
+        self.activations = np.zeros((1, h.pages * h.page_words, self.lanes), np.int64)
         tokens = max(h.tokens, h.experts)
-        self.k_exponents = np.zeros((h.heads, tokens), np.int64)
-        self.v_exponents = np.zeros((h.heads, tokens), np.int64)
-        self.v_largest = np.zeros(h.heads, np.int64)
-        self.maxima = np.zeros(tokens, np.int64)
+        self.k_exponents = np.zeros((1, h.heads, tokens), np.int64)
+        self.v_exponents = np.zeros((1, h.heads, tokens), np.int64)
+        self.v_largest = np.zeros((1, h.heads), np.int64)
+        self.maxima = np.zeros((1, tokens), np.int64)
         self.queues = router.queues(np.zeros((0, 1)), np.zeros((0, 1)), h.experts)
 
     @cached_property
     def program(self) -> list[Descriptor]:
-        """Descriptors to the first END."""
-        return read_program(self.memory)
+        """Descriptors to the first END, each checked as the hardware's dispatcher does, in order."""
+        program = []
+        for descriptor in scan_program(self.memory):
+            self._check(len(program), descriptor)
+            program.append(descriptor)
+        return program
 
     def run(
         self, images: bytes, task: int = 0, count: int = 1, trace: bool = False,
@@ -171,23 +186,22 @@ class Machine:
             images: raw pixels, image i at port word ``i * IMAGE.stride``.
             task: selects regions of gates and heads.
             trace: record every write.
-            routes: experts (tokens, top_k) to force, by number of the ROUTE descriptor.
+            routes: experts (count, tokens, top_k) to force, by number of the ROUTE descriptor.
 
         Raises:
             MachineError: what stops the hardware with an error code.
         """
-        self.images, self.task, self.forced = images, task, routes or {}
-        self.result, self.writes = Result(), None
-        self.output = bytearray()
-        for self.index in range(count):
-            self.writes = [] if trace else None
-            self.decisions: dict[int, Routes] = {}
+        self.raw, self.task, self.forced = images, task, routes or {}
+        self.result, self.output = Result(), bytearray()
+        size = 1 if trace else self.batch
+        for first in range(0, count, size):
+            self._begin(first, min(size, count - first))
+            self.writes: list[Write] | None = [] if trace else None
             for number, descriptor in enumerate(self.program):
                 self.number = number
                 if descriptor.op != Op.END:
-                    self._check_capacity(descriptor)
                     self.operations[Op(descriptor.op)](descriptor)
-            self.result.routes.append(self.decisions)
+            self.result.routes += self.decisions
             if self.writes is not None:
                 self.result.trace.append(self.writes)
         self.result.output = bytes(self.output)
@@ -195,35 +209,59 @@ class Machine:
 
     # -- state --------------------------------------------------------------------------------
 
-    def _fail(self, code: Error, message: str) -> MachineError:
-        return MachineError(
-            code, f"descriptor {self.number} ({Op(self.program[self.number].op).name}): {message}"
-        )
+    def _begin(self, first: int, images: int) -> None:
+        """A batch of ``images`` from image ``first`` on."""
+        self.first, self.images = first, images
+        self.decisions: list[dict[int, Routes]] = [{} for _ in range(images)]
+        for name in ("activations", "k_exponents", "v_exponents", "v_largest", "maxima"):
+            setattr(self, name, np.repeat(getattr(self, name)[-1:], images, axis=0))
 
-    def _check_capacity(self, d: Descriptor) -> None:
-        """Sizes that the hardware has storage for."""
+    def _fail(self, code: Error, message: str) -> MachineError:
+        return _failure(self.number, self.program[self.number], code, message)
+
+    def _check(self, number: int, d: Descriptor) -> None:
+        """Raise what the dispatcher reports before any of the descriptor is executed."""
         h = self.hardware
-        limits = {
-            "count": (d.count, h.tokens), "keys": (d.keys, h.tokens), "head": (d.head, h.heads - 1),
-            "words of a row of B": (max(d.words * (2 if d.double else 1), d.words2) if d.source else 0, h.slot_words),
-            "experts": (d.experts, h.experts) if d.routed or d.op == Op.ROUTE else (0, 0),
-            "top_k": (d.top_k, h.top_k), "dim": (d.dim, h.dim),
-        }  # fmt: skip
-        for name, (value, limit) in limits.items():
+        if d.op == Op.PRODUCT and d.source not in (Source.WEIGHTS, Source.KEYS, Source.VALUES):
+            raise _failure(number, d, Error.OPCODE, f"source {d.source} is not one of a product")
+        sizes: dict[str, tuple[int, int]] = {}
+        if d.op in (Op.PRODUCT, Op.EXPERTS):
+            sizes = {
+                "count": (d.count, h.tokens), "head": (d.head, h.heads - 1), "keys": (d.keys, h.tokens),
+                "words of a row of B": (max(d.words << d.double, d.words2), h.slot_words),
+                "rows of K": (d.rows if d.source == Source.KEYS else 0, h.tokens),
+            }  # fmt: skip
+        elif d.op == Op.NORM:
+            sizes = {"count": (d.count, h.tokens), "dim": (d.dim, h.dim)}
+        elif d.op == Op.ROUTE:
+            sizes = {
+                "count": (d.count, h.tokens), "experts": (d.experts, h.experts), "top_k": (d.top_k, h.top_k)
+            }  # fmt: skip
+        for name, (value, limit) in sizes.items():
             if value > limit:
-                raise self._fail(Error.CAPACITY, f"{name} is {value}, the hardware has {limit}")
+                raise _failure(number, d, Error.CAPACITY, f"{name} is {value}, the hardware has {limit}")
+        empty = {
+            Op.PRODUCT: ("count", "words", "rows"),
+            Op.EXPERTS: ("count", "words", "rows"),
+            Op.ROUTE: ("top_k",),
+        }
+        for name in empty.get(Op(d.op), ()):
+            if not getattr(d, name):
+                raise _failure(number, d, Error.CAPACITY, f"{name} is 0")
 
     def _rows(self, base: int, stride: int, count: int, words: int) -> IntArray:
-        """View (count, words * lanes) of rows in the activation memory."""
+        """View (images, count, words * lanes) of rows in the activation memory."""
+        memory, lanes = self.activations, self.lanes
         last = base + (count - 1) * stride + words
-        if last > len(self.activations):
+        if last > memory.shape[1]:
             raise self._fail(
-                Error.ADDRESS, f"word {last - 1} of activation memory, which has {len(self.activations)}"
+                Error.ADDRESS, f"word {last - 1} of activation memory, which has {memory.shape[1]}"
             )
-        step = self.activations.itemsize
-        return as_strided(
-            self.activations[base:], (count, words * self.lanes), (stride * self.lanes * step, step)
-        )
+        word = lanes * memory.itemsize
+        return np.ndarray(
+            (self.images, count, words * lanes), memory.dtype, memory, base * word,
+            (memory.strides[0], stride * word, memory.itemsize),
+        )  # fmt: skip
 
     def _external(self, address: int, length: int) -> bytes:
         """Port words of the memory image."""
@@ -244,11 +282,12 @@ class Machine:
 
     def _record(self, rows: ArrayLike, values: IntArray, addends: IntArray | None, base: int, stride: int,
                 visit: int = 0, expert: int = 0, **others: Any) -> None:  # fmt: skip
+        """Note a write of the only image, if there is a trace."""
         if self.writes is not None:
             self.writes.append(
                 Write(
-                    self.number, visit, expert, np.asarray(rows, np.int64), np.array(values),
-                    None if addends is None else np.array(addends), base, stride, self.lanes, **others,
+                    self.number, visit, expert, np.asarray(rows, np.int64), np.array(values[0]),
+                    None if addends is None else np.array(addends[0]), base, stride, self.lanes, **others,
                 )
             )  # fmt: skip
 
@@ -263,32 +302,38 @@ class Machine:
         self._record(np.arange(words), target, None, d.d_base, 1)
 
     def _image(self, d: Descriptor) -> None:
-        shape = (d.channels, d.grid_y * d.patch_y, d.grid_x * d.patch_x)
-        count, first = int(np.prod(shape)), self.index * d.stride * self.hardware.port_bytes
-        raw = self.images[first : first + count * d.pixel_bytes]
-        if len(raw) < count * d.pixel_bytes or d.pixel_bytes not in (1, 2):
-            raise self._fail(
-                Error.ADDRESS, f"image {self.index} has {len(raw)} bytes, {count * d.pixel_bytes} are read"
-            )
-        pixels = np.frombuffer(raw, "<u1" if d.pixel_bytes == 1 else "<i2").astype(np.int64)
-        if d.pixel_bytes == 1:
-            pixels <<= memmap.PIXEL_FRAC - 8
-        cut = pixels.reshape(d.channels, d.grid_y, d.patch_y, d.grid_x, d.patch_x).transpose(1, 3, 0, 2, 4)
+        pixels = np.stack([self._pixels(d, self.first + i) for i in range(self.images)])
+        cut = pixels.reshape(-1, d.channels, d.grid_y, d.patch_y, d.grid_x, d.patch_x)
+        cut = cut.transpose(0, 2, 4, 1, 3, 5)
         positions = memmap.patch_positions(self.hardware, d.channels, d.patch_y, d.patch_x, d.segment)
         rows = d.grid_y * d.grid_x
         target = self._rows(d.d_base, d.d_stride, rows, d.d_stride)
-        target[:, positions] = cut.reshape(rows, -1)
-        mask = np.zeros(target.shape[1], bool)
+        target[..., positions] = cut.reshape(self.images, rows, -1)
+        mask = np.zeros(target.shape[-1], bool)
         mask[positions] = True
         self._record(np.arange(rows), target, None, d.d_base, d.d_stride, mask=mask)
 
+    def _pixels(self, d: Descriptor, index: int) -> IntArray:
+        """Operands A of all pixels of one image, in the order of the memory."""
+        count = d.channels * d.grid_y * d.patch_y * d.grid_x * d.patch_x
+        first = index * d.stride * self.hardware.port_bytes
+        raw = self.raw[first : first + count * d.pixel_bytes]
+        if len(raw) < count * d.pixel_bytes or d.pixel_bytes not in (1, 2):
+            raise self._fail(
+                Error.ADDRESS, f"image {index} has {len(raw)} bytes, {count * d.pixel_bytes} are read"
+            )
+        pixels = np.frombuffer(raw, "<u1" if d.pixel_bytes == 1 else "<i2").astype(np.int64)
+        return pixels << (memmap.PIXEL_FRAC - 8) if d.pixel_bytes == 1 else pixels
+
     def _store(self, d: Descriptor) -> None:
         port = self.hardware.port_bytes
-        raw = self._rows(d.a_base, d.a_stride, d.count, d.words).astype("<i2").tobytes()
-        raw = raw.ljust(ceil_div(len(raw), port) * port, b"\0")
-        first = (self.index * d.stride + d.address) * port
-        self.output.extend(bytes(max(0, first + len(raw) - len(self.output))))
-        self.output[first : first + len(raw)] = raw
+        rows = self._rows(d.a_base, d.a_stride, d.count, d.words).astype("<i2")
+        for index, values in enumerate(rows, self.first):
+            raw = values.tobytes()
+            raw = raw.ljust(ceil_div(len(raw), port) * port, b"\0")
+            first = (index * d.stride + d.address) * port
+            self.output.extend(bytes(max(0, first + len(raw) - len(self.output))))
+            self.output[first : first + len(raw)] = raw
 
     # -- norm -----------------------------------------------------------------------------------
 
@@ -296,19 +341,19 @@ class Machine:
         gamma, beta = self._cached(
             (), lambda: memmap.unpack_norm(self.hardware, self._external(d.address, d.length), d.words)
         )
-        x = self._rows(d.a_base, d.a_stride, d.count, d.words)[:, : d.dim]
+        x = self._rows(d.a_base, d.a_stride, d.count, d.words)[..., : d.dim]
         target = self._rows(d.d_base, d.d_stride, d.count, d.words)
         y = layernorm.layernorm(x, gamma[: d.dim], beta[: d.dim], d.shift, d.eps_term, self.layernorm)
-        target[:, : d.dim] = y
-        target[:, d.dim :] = 0
+        target[..., : d.dim] = y
+        target[..., d.dim :] = 0
         self._record(np.arange(d.count), target, None, d.d_base, d.d_stride)
 
     # -- products -------------------------------------------------------------------------------
 
     def _accumulate(self, a: IntArray, b: NDArray[np.float64]) -> IntArray:
-        """Exact dot products (T, rows) of ``a`` (T, values) with ``b`` (values, rows)."""
-        if b.shape[0] << (memmap.MULTIPLIER_BITS - 1 + self.hardware.b_bits - 1) >= EXACT:
-            raise self._fail(Error.CAPACITY, f"rows of {b.shape[0]} values are not exact in float64")
+        """Exact dot products (..., T, rows) of ``a`` (..., T, values) with ``b`` (..., values, rows)."""
+        if b.shape[-2] << (memmap.MULTIPLIER_BITS - 1 + self.hardware.b_bits - 1) >= EXACT:
+            raise self._fail(Error.CAPACITY, f"rows of {b.shape[-2]} values are not exact in float64")
         return sign_extend((a.astype(np.float64) @ b).astype(np.int64), self.hardware.acc_bits)
 
     def _stream(self, raw: bytes, rows: int, words: int, double: int = 0) -> _Rows:
@@ -327,37 +372,37 @@ class Machine:
         return self._cached((self.task,), decode)
 
     def _keys(self, d: Descriptor) -> _Rows:
-        exponents = self.k_exponents[d.head, : d.rows]
+        exponents = self.k_exponents[:, d.head, : d.rows]
         rows = self._rows(d.b_base, d.b_stride, d.rows, d.words)
-        b = mantissa(rows, exponents[:, None], self.hardware.b_bits)
-        multiplier = np.full(d.rows, d.multiplier)
+        b = mantissa(rows, exponents[..., None], self.hardware.b_bits)
+        shift = d.shift - exponents[:, None, :]
         return _Rows(
-            b.T.astype(np.float64), Parameters(multiplier, d.shift - exponents, np.zeros_like(multiplier))
+            _transposed(b), Parameters(np.full_like(shift, d.multiplier), shift, np.zeros_like(shift))
         )
 
     def _values(self, d: Descriptor) -> _Rows:
         """Rows are V's channels, all tokens; lane (token + channel) mod lanes of a word holds the token."""
-        rows = self._rows(d.b_base, d.b_stride, d.rows, d.words).reshape(d.rows, d.words, self.lanes)
-        lane = (np.arange(self.lanes) + np.arange(d.rows)[:, None]) % self.lanes
-        rows = np.take_along_axis(rows, lane[:, None, :], axis=2).reshape(d.rows, -1)[:, : d.keys]
-        b = mantissa(rows, self.v_exponents[d.head, : d.keys], self.hardware.b_bits)
+        rows = self._rows(d.b_base, d.b_stride, d.rows, d.words)
+        channel, position = _rotation(d.rows, d.keys, self.lanes)
+        b = mantissa(
+            rows[:, channel, position], self.v_exponents[:, d.head, None, : d.keys], self.hardware.b_bits
+        )
         p = self._cached(
             (), lambda: memmap.unpack_parameters(self.hardware, self._external(d.address, d.length), d.rows)
         )
-        return _Rows(
-            b.T.astype(np.float64), Parameters(p.multiplier, p.shift - self.v_largest[d.head], p.bias)
-        )
+        shift = p.shift - self.v_largest[:, d.head, None, None]
+        return _Rows(_transposed(b), Parameters(p.multiplier, shift, p.bias))
 
     def _operand_a(self, d: Descriptor) -> tuple[IntArray, ArrayLike, ArrayLike]:
         """A, and the row factors: attention weights and 1/d if ``weigh``, else the rows as they are."""
         a = self._rows(d.a_base, d.a_stride, d.count, d.words)
         if not d.weigh:
             return a, 0, 0
-        codes, maxima = a[:, : d.keys], self.maxima[: d.count, None]
-        v = self.v_largest[d.head] - self.v_exponents[d.head, : d.keys]
+        codes, maxima = a[..., : d.keys], self.maxima[:, : d.count, None]
+        v = self.v_largest[:, d.head, None, None] - self.v_exponents[:, d.head, None, : d.keys]
         weights = softmax.attention_weights(codes, maxima, v, self.softmax)
         multiplier, shift = softmax.row_factor(softmax.row_sum(codes, maxima, self.softmax), self.softmax)
-        return weights, multiplier[:, None], shift[:, None]
+        return weights, multiplier[..., None], shift[..., None]
 
     def _mid(
         self, a: IntArray, b: _Rows, mode: int, row_multiplier: ArrayLike = 0, row_shift: ArrayLike = 0
@@ -369,76 +414,73 @@ class Machine:
         )  # fmt: skip
 
     def _product(self, d: Descriptor) -> None:
-        if d.source not in (Source.WEIGHTS, Source.KEYS, Source.VALUES):
-            raise self._fail(Error.OPCODE, f"source {d.source} is not one of a product")
-        b = {Source.WEIGHTS: self._weights, Source.KEYS: self._keys, Source.VALUES: self._values}[
-            Source(d.source)
-        ](d)
+        rows = {Source.WEIGHTS: self._weights, Source.KEYS: self._keys, Source.VALUES: self._values}
+        b = rows[Source(d.source)](d)
         a, row_multiplier, row_shift = self._operand_a(d)
-        mid = self._mid(a, b, d.mode, row_multiplier, row_shift)
-        self._write(d, mid)
+        self._write(d, self._mid(a, b, d.mode, row_multiplier, row_shift))
 
     def _write(self, d: Descriptor, mid: IntArray) -> None:
         """Results of a product to where ``dest`` sends them."""
-        tokens = np.arange(d.count)
         if d.dest == Dest.VALUES:
             self._write_values(d, mid)
             return
-        target = self._rows(d.d_base, d.d_stride, d.count, ceil_div(d.rows, self.lanes))[:, : d.rows]
+        target = self._rows(d.d_base, d.d_stride, d.count, ceil_div(d.rows, self.lanes))[..., : d.rows]
         if d.dest == Dest.RESIDUAL:
             target[:] = residual.accumulate(target, mid, d.realign)
         elif d.dest == Dest.SCORES:
             y = saturate(mid, SCORE_BITS)
             self.result.saturated += int(np.count_nonzero(y != mid))
-            target[:] = softmax.score_code(y, self.softmax)
-            self.maxima[: d.count] = softmax.row_maximum(target, self.softmax)
+            target[:] = codes = softmax.score_code(y, self.softmax)
+            self.maxima[:, : d.count] = softmax.row_maximum(codes, self.softmax)
         else:
-            target[:] = self._rows_result(mid, d)
+            target[:] = out = self._activated(mid, d)
             if d.dest == Dest.KEYS:
-                self.k_exponents[d.head, : d.count] = block_exponent(target, self.hardware.b_bits)
-        self._record(tokens, target, mid, d.d_base, d.d_stride)
+                self.k_exponents[:, d.head, : d.count] = block_exponent(out, self.hardware.b_bits)
+        self._record(np.arange(d.count), target, mid, d.d_base, d.d_stride)
 
-    def _rows_result(self, mid: IntArray, d: Descriptor) -> IntArray:
+    def _activated(self, mid: IntArray, d: Descriptor) -> IntArray:
         out = saturate(mid, 16)
         return gelu.gelu(out, d.frac, self.gelu) if d.gelu else out
 
     def _write_values(self, d: Descriptor, mid: IntArray) -> None:
-        out = self._rows_result(mid, d)
-        token, channel = np.arange(d.count)[:, None], np.arange(d.rows)
-        self._rows(d.d_base, d.d_stride, d.rows, ceil_div(d.count, self.lanes))
-        word = d.d_base + channel * d.d_stride + token // self.lanes
-        self.activations[word, (token + channel) % self.lanes] = out
+        out = self._activated(mid, d)
+        target = self._rows(d.d_base, d.d_stride, d.rows, ceil_div(d.count, self.lanes))
+        channel, position = _rotation(d.rows, d.count, self.lanes)
+        target[:, channel, position] = out.swapaxes(1, 2)
         exponents = block_exponent(out, self.hardware.b_bits)
-        self.v_exponents[d.head, : d.count] = exponents
-        self.v_largest[d.head] = exponents.max()
+        self.v_exponents[:, d.head, : d.count] = exponents
+        self.v_largest[:, d.head] = exponents.max(axis=1)
         self._record(np.arange(d.count), out, mid, d.d_base, d.d_stride, transposed=True)
 
     # -- experts --------------------------------------------------------------------------------
 
     def _route(self, d: Descriptor) -> None:
-        codes = self._rows(d.a_base, d.a_stride, d.count, d.words)[:, : d.experts]
+        codes = self._rows(d.a_base, d.a_stride, d.count, d.words)[..., : d.experts].reshape(-1, d.experts)
         forced = self.forced.get(self.number)
-        ranks = d.top_k if forced is None else d.experts
-        experts, scores = router.route(
-            codes, ranks, lambda values: softmax.reciprocal(values, self.softmax), self.router
-        )
         if forced is not None:
-            scores = np.take_along_axis(
-                scores, np.take_along_axis(np.argsort(experts, axis=1), forced, axis=1), axis=1
-            )
-            experts = forced
-        self.decisions[self.number] = Routes(self.number, experts, scores)
+            forced = forced[self.first : self.first + self.images].reshape(len(codes), -1)
+        experts, scores = router.route(
+            codes, d.top_k if forced is None else d.experts,
+            lambda values: softmax.reciprocal(values, self.softmax), self.router,
+        )  # fmt: skip
+        if forced is not None:
+            rank = np.take_along_axis(np.argsort(experts, axis=1), forced, axis=1)
+            experts, scores = forced, np.take_along_axis(scores, rank, axis=1)
         self.queues = router.queues(experts, scores, d.experts)
+        for image, decisions in enumerate(self.decisions):
+            part = slice(image * d.count, (image + 1) * d.count)
+            decisions[self.number] = Routes(self.number, experts[part], scores[part])
 
     def _visits(self, d: Descriptor) -> Iterator[tuple[int, IntArray, IntArray]]:
-        """Experts with their tokens and scores, in ascending order."""
+        """Experts with their tokens (image * tokens + token) and scores, in ascending order."""
         if not d.routed:
+            entries = np.arange(self.images * d.count)
             for expert in range(d.experts):
-                yield expert, np.arange(d.count), np.full(d.count, 1 << 15)
+                yield expert, entries, np.full(len(entries), 1 << 15)
             return
-        visits, tokens, scores = self.queues
+        visits, entries, scores = self.queues
         for expert, start, count in visits.tolist():
-            yield expert, tokens[start : start + count], scores[start : start + count]
+            yield expert, entries[start : start + count], scores[start : start + count]
 
     def _expert_weights(self, d: Descriptor, expert: int) -> tuple[_Rows, _Rows]:
         def decode() -> tuple[_Rows, _Rows]:
@@ -450,20 +492,36 @@ class Machine:
 
     def _experts(self, d: Descriptor) -> None:
         a = self._rows(d.a_base, d.a_stride, d.count, d.words)
-        x = self._rows(d.d2_base, d.d2_stride, d.count, ceil_div(d.rows2, self.lanes))
-        for visit, (expert, tokens, scores) in enumerate(self._visits(d)):
+        x = self._rows(d.d2_base, d.d2_stride, d.count, ceil_div(d.rows2, self.lanes))[..., : d.rows2]
+        for visit, (expert, entries, scores) in enumerate(self._visits(d)):
             fc1, fc2 = self._expert_weights(d, expert)
-            mid = self._mid(a[tokens], fc1, Mode.CHANNEL)
-            hidden = self._rows(d.d_base, d.d_stride, len(tokens), ceil_div(d.rows, self.lanes))
-            hidden[:, : d.rows] = self._rows_result(mid, d)
-            self._record(
-                np.arange(len(tokens)), hidden[:, : d.rows], mid, d.d_base, d.d_stride, 2 * visit, expert
-            )
-            a2 = self._rows(d.a2_base, d.d_stride, len(tokens), d.words2)
-            mid = self._mid(a2, fc2, Mode.CHANNEL_ROW, scores[:, None], 15)
-            values = residual.accumulate(x[tokens, : d.rows2], mid, d.realign)
-            x[tokens, : d.rows2] = values
-            self._record(tokens, values, mid, d.d2_base, d.d2_stride, 2 * visit + 1, expert)
+            image, token = np.divmod(entries, d.count)
+            place = np.arange(len(image)) - np.searchsorted(image, image)
+            longest = int(place.max()) + 1
+            hidden = self._rows(d.d_base, d.d_stride, longest, ceil_div(d.rows, self.lanes))[..., : d.rows]
+            mid = self._mid(a[image, token], fc1, Mode.CHANNEL)
+            hidden[image, place] = values = gelu.gelu(saturate(mid, 16), d.frac, self.gelu)
+            self._record(place, values[None], mid[None], d.d_base, d.d_stride, 2 * visit, expert)
+            a2 = self._rows(d.a2_base, d.d_stride, longest, d.words2)
+            mid = self._mid(a2[image, place], fc2, Mode.CHANNEL_ROW, scores[:, None], 15)
+            x[image, token] = values = residual.accumulate(x[image, token], mid)
+            self._record(token, values[None], mid[None], d.d2_base, d.d2_stride, 2 * visit + 1, expert)
+
+
+@cache
+def _rotation(channels: int, tokens: int, lanes: int) -> tuple[IntArray, IntArray]:
+    """Indices (channels, 1) and (channels, tokens) into V transposed: channel c has token t in lane ``(t + c) % lanes``."""
+    channel, token = np.arange(channels)[:, None], np.arange(tokens)
+    return channel, token - token % lanes + (token + channel) % lanes
+
+
+def _transposed(b: IntArray) -> NDArray[np.float64]:
+    """Matrices (..., values, rows) for products from rows (..., rows, values)."""
+    return b.swapaxes(-1, -2).astype(np.float64)
+
+
+def _failure(number: int, d: Descriptor, code: Error, message: str) -> MachineError:
+    return MachineError(code, f"descriptor {number} ({Op(d.op).name}): {message}")
 
 
 # -- tensors ------------------------------------------------------------------------------------
@@ -511,6 +569,23 @@ class Golden:
             out |= Tensors(self.program, task).collect(result.trace[0], result.routes[0])
         return out
 
+    def run_batch(
+        self, images: Sequence[ArrayLike], task: int = 0, routes: Mapping[str, ArrayLike] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Several images at once, several times as fast as `run`: its results, each with a leading axis of images.
+
+        ``routes`` may have that axis, too.
+        """
+        p = self.program
+        result = self.execute(images, task, routes=routes)
+        size = p.output_words * p.hardware.port_bytes
+        found = [self.outputs(result.output[i * size :], task) for i in range(len(images))]
+        out = {name: np.stack([f[name] for f in found]) for name in (found[0] if found else ())}
+        names = self.names()
+        for number in result.routes[0] if found else ():
+            out[names[number]] = np.stack([decisions[number].experts for decisions in result.routes])
+        return out
+
     def execute(
         self, images: Sequence[ArrayLike], task: int = 0, trace: bool = False,
         routes: Mapping[str, ArrayLike] | None = None,
@@ -519,9 +594,8 @@ class Golden:
         p = self.program
         check_task(p.model, task)
         raw = b"".join(memmap.pack_image(image, p.hardware, p.model, p.pixel_bytes) for image in images)
-        forced = {n: r[0] for n, r in self.forced(routes).items()}
         self.machine.reset()
-        return self.machine.run(raw, task, len(images), trace, forced)
+        return self.machine.run(raw, task, len(images), trace, self.forced(routes, len(images)))
 
     def names(self) -> dict[int, str]:
         """Name of the decisions of each ROUTE, by number of the descriptor."""
@@ -531,9 +605,9 @@ class Golden:
             if s.tensors and "_topk" in s.tensors[0].name
         }
 
-    def forced(self, routes: Mapping[str, ArrayLike] | None) -> dict[int, IntArray]:
-        """Forced experts (1, tokens, top_k) by number of the ROUTE."""
-        by_block = check_routes(self.program.model, routes, 1)
+    def forced(self, routes: Mapping[str, ArrayLike] | None, images: int) -> dict[int, IntArray]:
+        """Forced experts (images, tokens, top_k) by number of the ROUTE."""
+        by_block = check_routes(self.program.model, routes, images)
         numbers = {name: number for number, name in self.names().items()}
         return {numbers[f"l{block}_topk"]: experts for block, experts in by_block.items()}
 

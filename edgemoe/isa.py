@@ -46,6 +46,16 @@ class Dest(enum.IntEnum):
     VALUES = 4
 
 
+class Wait(enum.IntEnum):
+    """What the executor waits for before it starts a descriptor."""
+
+    NONE = 0
+    ALL = 1
+    """All earlier descriptors are complete."""
+    ROWS = 2
+    """Row t of operand A is read when the descriptor before has written its row t (two slot sets only)."""
+
+
 class Mode(enum.IntEnum):
     """Which factors the requantiser applies, in which order (docs/arithmetic.md)."""
 
@@ -66,7 +76,7 @@ class Error(enum.IntEnum):
 
 
 FIELDS: dict[str, int] = {
-    "op": 4, "check": 8, "wait": 1, "after": 8,
+    "op": 4, "check": 8, "wait": 2, "after": 8,
     "address": 28, "length": 24, "stride": 24,
     "count": 12, "words": 12, "rows": 16,
     "a_base": 16, "a_stride": 12, "b_base": 16, "b_stride": 12, "d_base": 16, "d_stride": 12,
@@ -162,7 +172,7 @@ class Descriptor:
 
     def __str__(self) -> str:
         name = Op(self.op).name if self.op in Op.__members__.values() else f"op {self.op}"
-        enums = {"source": Source, "dest": Dest, "mode": Mode}
+        enums = {"source": Source, "dest": Dest, "mode": Mode, "wait": Wait}
         parts = [
             f"{f.name}={enums[f.name](v).name.lower() if f.name in enums else v}"
             for f in fields(self)

@@ -36,13 +36,17 @@ def is_power_of_two(n: int) -> bool:
 # -- rounding shift -----------------------------------------------------------------------------
 
 
+_HALF = np.array([(1 << shift) >> 1 for shift in range(64)])
+"""Half of what a shift drops, by shift."""
+
+
 def rounding_shift(x: ArrayLike, shift: ArrayLike) -> IntArray:
-    """``x / 2**shift`` rounded half up; a shift of 0 changes nothing.
+    """``x / 2**shift`` rounded half up; a shift of 0 changes nothing, 63 is the largest.
 
     Shapes broadcast; all values must fit in int64 with one bit to spare.
     """
-    x, shift = np.asarray(x, np.int64), np.asarray(shift, np.int64)
-    return np.where(shift > 0, ((x >> np.maximum(shift - 1, 0)) + 1) >> 1, x)
+    shift = np.asarray(shift, np.int64)
+    return (np.asarray(x, np.int64) + _HALF[shift]) >> shift
 
 
 def rounding_shift_value(x: Value, shift: int) -> Value:
@@ -58,7 +62,8 @@ def rounding_shift_value(x: Value, shift: int) -> Value:
 
 def saturate(x: ArrayLike, bits: int) -> IntArray:
     """Clip to the range of a signed integer of ``bits`` bits."""
-    return np.clip(np.asarray(x, np.int64), -(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    limit = 1 << (bits - 1)
+    return np.minimum(np.maximum(np.asarray(x, np.int64), -limit), limit - 1)
 
 
 def saturate_value(x: Value, bits: int) -> Value:

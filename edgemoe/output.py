@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -97,9 +98,9 @@ def _is_special(path: Path) -> bool:
 
 
 def write_json(path: Path | str, value: dict[str, Any]) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically; numbers that JSON does not have (inf, NaN) become null."""
     with file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+        temporary.write_text(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
@@ -128,9 +129,15 @@ def _beside(target: Path, directory: bool) -> Iterator[Path]:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy scalars, arrays and paths as JSON."""
+    """``value`` with numpy scalars and arrays, tuples and paths as what JSON has."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
-        return value.tolist()
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

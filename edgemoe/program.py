@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -118,26 +120,29 @@ class Program:
         return "\n".join(lines) + "\n"
 
 
-def read_program(memory: bytes, start: int = 0) -> list[Descriptor]:
-    """Descriptors from byte ``start`` to the first END.
+def read_program(memory: bytes) -> list[Descriptor]:
+    """Descriptors to the first END; see `scan_program`."""
+    return list(scan_program(memory))
+
+
+def scan_program(memory: bytes) -> Iterator[Descriptor]:
+    """Descriptors to the first END, one after the other.
 
     Raises:
         MachineError: a descriptor has no check byte or an unknown operation, or the program does not end.
     """
-    program: list[Descriptor] = []
-    while True:
+    for number, start in enumerate(count(step=DESCRIPTOR_BYTES)):
         raw = memory[start : start + DESCRIPTOR_BYTES]
         descriptor = Descriptor.unpack(raw.ljust(DESCRIPTOR_BYTES, b"\0"))
         if descriptor.check != CHECK or descriptor.op not in Op.__members__.values():
             raise MachineError(
                 Error.OPCODE,
-                f"descriptor {len(program)} at byte {start} has check {descriptor.check:#x}, op {descriptor.op}; "
+                f"descriptor {number} at byte {start} has check {descriptor.check:#x}, op {descriptor.op}; "
                 f"check must be {CHECK:#x} and op 0..{max(Op)}",
             )
-        program.append(descriptor)
+        yield descriptor
         if descriptor.op == Op.END:
-            return program
-        start += DESCRIPTOR_BYTES
+            return
 
 
 # -- BUILD directory ----------------------------------------------------------------------------

@@ -4,12 +4,11 @@ Every tensor has one *scale*: codes per unit, for each channel. For most it is a
 chosen so that the largest value of the calibration images fits in 16 bits with headroom. Where a factor per
 channel costs nothing, because it disappears in parameters that exist anyway, the scale is ``2^frac * factor``:
 
-- norm1, norm2: the factor is in gamma and beta, its inverse in the columns of the weights that follow;
-- q, k: factors of k and q are inverse to each other, so the scores do not change;
-- v, attention: in the multipliers of v and of the attention output; the attention's inverse is in proj.
+- k, q: the factors are inverse to each other, so the scores do not change;
+- v: the multipliers of the attention output take its inverse.
 
-They even out what shares an exponent or a step: a token's keys and values (8-bit mantissas), or the columns of
-a row of weights. A linear layer with input scale u and output scale o is then
+They even out the channels of a token's key or value, which share one exponent when they become 8-bit
+mantissas. A linear layer with input scale u and output scale o is then
 
     code_out = rs((sum_j code_in[j] * w[j] + bias) * multiplier, shift)
     w[j] = round(W[j] / (u[j] * step)),   bias = round(b / step),   multiplier * 2^-shift = step * o
@@ -31,7 +30,7 @@ from edgemoe.calibration import BASE_2, LOG2E, Calibration, Moments, Statistics,
 from edgemoe.checkpoint import Model
 from edgemoe.config import A_BITS, PROFILES, ModelConfig
 from edgemoe.errors import BadInput
-from edgemoe.numeric import IntArray
+from edgemoe.numeric import IntArray, saturate
 
 Array = NDArray[Any]
 
@@ -41,19 +40,26 @@ NORMALISED_FRAC = 12
 """Fraction bits of z, the normalised token before gamma (docs/arithmetic.md)."""
 MID_BITS = 22
 GELU_FRACS = range(8, 14)
-FRACS = range(0, 21)
+FRACS = range(21)
 """Formats of the other activations."""
 MAX_REALIGN = 7
 EPS_TERM_BITS = 40
 BIAS_BITS, MULTIPLIER_BITS, MAX_SHIFT = 42, 16, 63
 GATE_LIMIT = 32639
 """Largest code of a gate weight: two balanced 8-bit digits, 127 * 256 + 127."""
-MIN_SCORE_SHIFT = A_BITS - 8 + 1 + 1
-"""K's (or V's) exponent, at most 8, lowers the shift, which must stay positive."""
+MIN_SHARED_SHIFT = 10
+"""The exponent of K (or V), at most 8, lowers the shift of scores (or of the attention output)."""
 
-HEADROOM = {"w8a16": 1.5, "w16a16": 1.25}
-"""How far an unseen image may exceed the calibration before it clips. With 8-bit weights one bit of an
-activation is worth far less than a clipped value."""
+HEADROOM = 2.0
+"""How far a value of an unseen image may exceed the calibration's before it clips."""
+RESIDUAL_HEADROOM = 1.25
+"""The same for the residual, whose peaks are the model's own (they hardly vary between images), and whose
+rounding is the largest error of the 16-bit profile."""
+
+DAMPING = 0.1
+"""Part of the mean variance that is added to every input's variance when weights are rounded."""
+PRIOR_TOKENS = 64
+"""Weight of what is known of all tokens against an expert's own, counted in tokens."""
 
 
 # -- result -------------------------------------------------------------------------------------
@@ -64,8 +70,8 @@ class Linear:
     """Integers of ``code_out = rs((weight . code_in + bias) * multiplier, shift)``.
 
     Attributes:
-        weight: (outputs, inputs) int16, within ``bits`` signed bits; the patch embedding's is
-            (dim, channels, ph, pw), a gate's has 16-bit codes within +-32639 in every profile.
+        weight: (outputs, inputs) int16, within +-127 or +-32767 by profile; the patch embedding's is
+            (dim, channels, ph, pw), a gate's lies within +-32639 in every profile.
         bias: (outputs) int64, in accumulator units.
         multiplier: (outputs) int64, 0..65535; normalised to 32768..65535 where the shift allows.
         shift: (outputs) int64, 1..63.
@@ -208,9 +214,9 @@ def fraction_bits(magnitude: float, headroom: float, allowed: range = FRACS) -> 
     return min(max(frac, allowed[0]), allowed[-1])
 
 
-def _hidden_frac(statistics: Statistics, headroom: float) -> int:
+def _hidden_frac(statistics: Statistics) -> int:
     # Below 0 a clipped value is harmless: GELU is 0 there up to 1 ulp.
-    return fraction_bits(max(statistics.high, 0.0), headroom, GELU_FRACS)
+    return fraction_bits(max(statistics.high, 0.0), HEADROOM, GELU_FRACS)
 
 
 def residual_fracs(magnitudes: Sequence[float], headroom: float, highest: int) -> list[int]:
@@ -231,20 +237,22 @@ def residual_fracs(magnitudes: Sequence[float], headroom: float, highest: int) -
 
 def _highest_residual_frac(config: ModelConfig) -> int:
     """The epsilon term eps * dim^2 * 4^frac must fit its field, and stay below the largest variance."""
-    room = min(2.0**EPS_TERM_BITS, config.dim**2 * 2.0 ** (2 * (A_BITS - 1))) / (config.norm_eps * config.dim**2)
+    room = min(2.0**EPS_TERM_BITS, config.dim**2 * 2.0 ** (2 * (A_BITS - 1))) / (
+        config.norm_eps * config.dim**2
+    )
     return min(FRACS[-1], math.ceil(math.log(room, 4)) - 1)
 
 
 # -- parameters ---------------------------------------------------------------------------------
 
 
-def factor(value: ArrayLike) -> tuple[IntArray, IntArray]:
+def factor(value: ArrayLike, least_shift: int = 1) -> tuple[IntArray, IntArray]:
     """``(multiplier, shift)`` with ``multiplier * 2^-shift`` nearest to each ``value`` >= 0.
 
     The multiplier has 16 bits, normalised unless the shift would exceed 63.
 
     Raises:
-        BadInput: a value of 2^15 or more.
+        BadInput: a value so large that the shift would be below ``least_shift``.
     """
     value = np.asarray(value, np.float64)
     exponent = np.frexp(np.maximum(value, 2.0**-80))[1]
@@ -252,8 +260,11 @@ def factor(value: ArrayLike) -> tuple[IntArray, IntArray]:
     multiplier = np.rint(np.ldexp(value, shift)).astype(np.int64)
     carry = multiplier >> MULTIPLIER_BITS
     multiplier, shift = multiplier >> carry, (shift - carry).astype(np.int64)
-    if shift.size and shift.min() < 1:
-        raise BadInput(f"a requantisation factor is {value.max():g} and must be below 2^15; check the model's weights")
+    if shift.size and shift.min() < least_shift:
+        raise BadInput(
+            f"a requantisation factor is {value.max():g} and must be below 2^{MULTIPLIER_BITS - least_shift}; "
+            "check the ranges of the model's weights"
+        )
     return multiplier, shift
 
 
@@ -263,26 +274,77 @@ def accumulator_bits(linear: Linear) -> int:
     return int((weights * (1 << (A_BITS - 1)) + np.abs(linear.bias)).max()).bit_length() + 1
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of the inputs of a linear layer.
+
+    Attributes:
+        mean: (inputs). covariance: (inputs, inputs), positive definite.
+    """
+
+    mean: Array
+    covariance: Array
+
+
 def quantize_linear(
-    weight: Array, bias: Array | float, in_scale: ArrayLike, out_scale: ArrayLike, limit: int
-) -> Linear:
+    weight: Array, bias: Array | float, in_scale: ArrayLike, out_scale: ArrayLike, limit: int,
+    inputs: Inputs | None = None,
+) -> Linear:  # fmt: skip
     """Integers of ``y = weight @ x + bias`` (see the module's equations).
 
     Args:
         weight: (outputs, inputs) float. bias: (outputs) or 0.
         in_scale, out_scale: codes per unit, for all or for each channel.
         limit: largest magnitude of a weight's code.
+        inputs: if known, weights are rounded by `round_weights`, and the mean error moves into the bias; else
+            to nearest.
     """
-    outputs, inputs = weight.shape
-    scaled = np.asarray(weight, np.float64) / np.asarray(in_scale, np.float64)
+    outputs, channels = weight.shape
+    in_scale = np.broadcast_to(np.asarray(in_scale, np.float64), (channels,))
+    scaled = np.asarray(weight, np.float64) / in_scale
     bias = np.broadcast_to(np.asarray(bias, np.float64), (outputs,))
     # A bias beyond all that the inputs can reach would need accumulator bits of its own: coarsen the step.
-    reach = inputs * (limit + 1) << (A_BITS - 1)
+    reach = channels * (limit + 1) << (A_BITS - 1)
     step = np.maximum(np.abs(scaled).max(axis=1) / limit, np.abs(bias) / reach)
     step = np.where(step > 0, step, 1.0)
+    target = scaled / step[:, None]
+    if inputs is None:
+        codes = np.clip(np.rint(target), -limit, limit)
+    else:
+        codes = round_weights(target, inputs.covariance * np.outer(in_scale, in_scale), limit)
+        bias = bias + (target - codes) @ (inputs.mean * in_scale) * step
+        bias = np.clip(bias, -reach * step, reach * step)
     multiplier, shift = factor(step * out_scale)
-    codes = np.clip(np.rint(scaled / step[:, None]), -limit, limit).astype(np.int16)
-    return Linear(codes, np.rint(bias / step).astype(np.int64), multiplier, shift)
+    return Linear(codes.astype(np.int16), np.rint(bias / step).astype(np.int64), multiplier, shift)
+
+
+ROUNDING_BLOCK = 32
+
+
+def round_weights(target: Array, covariance: Array, limit: int) -> Array:
+    """Integers near ``target`` (outputs, inputs) with a small error of ``target @ x``, not of each weight.
+
+    Input by input, the one with the largest variance first, the column is rounded to nearest, and the columns
+    that are left take over what is predictable of the error from the covariance of the inputs. The update of
+    columns further away is done a block at a time.
+
+    Source: GPTQ, Frantar et al., ICLR 2023 (arXiv 2210.17323).
+    """
+    order = np.argsort(-np.diag(covariance), kind="stable")
+    rest = target[:, order]
+    predict = np.linalg.cholesky(np.linalg.inv(covariance[np.ix_(order, order)])).T
+    codes = np.empty_like(rest)
+    for start in range(0, rest.shape[1], ROUNDING_BLOCK):
+        end = min(start + ROUNDING_BLOCK, rest.shape[1])
+        errors = np.empty((len(rest), end - start))
+        for j in range(start, end):
+            codes[:, j] = np.clip(np.rint(rest[:, j]), -limit, limit)
+            errors[:, j - start] = (rest[:, j] - codes[:, j]) / predict[j, j]
+            rest[:, j + 1 : end] -= np.outer(errors[:, j - start], predict[j, j + 1 : end])
+        rest[:, end:] -= errors @ predict[start:end, end:]
+    result = np.empty_like(codes)
+    result[:, order] = codes
+    return result
 
 
 def quantize_norm(weight: Array, bias: Array, out_scale: Array, eps: float, x_frac: int) -> Norm:
@@ -306,40 +368,21 @@ def _spare_bits(value: float, bits: int) -> int:
     return math.floor(math.log2(((1 << (bits - 1)) - 1) / value)) if value > 0 else bits
 
 
-K_POWER, V_POWER = 0.75, 0.75
-"""1 evens out the channels' peaks, 0 the errors that they cause in the scores or in proj."""
-
 # -- factors per channel ------------------------------------------------------------------------
 
 FACTOR_RANGE = 32.0
 """Factors lie within this ratio of their geometric mean."""
 
 
-def bounded(factors: Array) -> NDArray[np.float64]:
-    """Factors with a geometric mean of 1, within `FACTOR_RANGE` of it; 1 where not finite or 0."""
-    good = np.isfinite(factors) & (factors > 0)
+def even(peak: Array) -> NDArray[np.float64]:
+    """Factors that bring channels of these largest magnitudes to a common one; 1 for channels of zeros."""
+    good = np.isfinite(peak) & (peak > 0)
     if not good.any():
-        return np.ones_like(factors)
-    logs = np.log2(np.where(good, factors, 1.0))
+        return np.ones_like(peak)
+    logs = np.where(good, -np.log2(np.where(good, peak, 1.0)), 0.0)
     logs = np.where(good, logs - logs[good].mean(), 0.0)
     limit = math.log2(FACTOR_RANGE)
     return np.exp2(np.clip(logs, -limit, limit))
-
-
-def column_factors(weights: Sequence[Array], rms: Array) -> NDArray[np.float64]:
-    """Factors u of an activation that make the weights which follow it least sensitive to rounding.
-
-    Row r of a matrix has the step ``max_j |W_rj| / u_j``, and the error of its outputs has the variance of
-    ``step_r^2 / 12 * sum_j (u_j rms_j)^2``. u is taken from powers of column peak / rms, the one with the least sum.
-    Source: the idea is that of SmoothQuant (arXiv 2211.10438) and AWQ (arXiv 2306.00978).
-    """
-    matrix = np.abs(np.concatenate([w.reshape(-1, w.shape[-1]) for w in weights]))
-    peak = matrix.max(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = peak / rms
-        candidates = [bounded(ratio**power) for power in (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0)]
-    errors = [((matrix / u).max(axis=1) ** 2).sum() * ((u * rms) ** 2).sum() for u in candidates]
-    return candidates[int(np.argmin(errors))]
 
 
 # -- quantisation -------------------------------------------------------------------------------
@@ -369,6 +412,10 @@ def quantize(
     return _Quantizer(model, profile, calibration).result()
 
 
+def _mean_variance(covariance: Array) -> float:
+    return float(np.trace(covariance)) / len(covariance)
+
+
 class _Quantizer:
     """Chooses formats and factors in the order of the model and converts layer by layer."""
 
@@ -387,26 +434,27 @@ class _Quantizer:
         """Codes per unit of a tensor, one number or one per channel."""
         return 2.0 ** self.formats[name] * self.factors.get(name, 1.0)
 
-    def _set(self, name: str, statistics: Statistics | None = None) -> None:
+    def _set(self, name: str) -> None:
         """Power-of-two format."""
-        self.formats[name] = fraction_bits((statistics or self.statistics[name]).magnitude, self.headroom)
+        self.formats[name] = fraction_bits(self.statistics[name].magnitude, HEADROOM)
 
-    def _set_factors(self, name: str, factors: Array, groups: int = 1) -> None:
-        """Format with a factor per channel, such that every group's largest value has exactly the headroom."""
-        peak = self.statistics[name].peak.reshape(groups, -1)
-        factors = factors.reshape(groups, -1)
+    def _set_factors(self, name: str, factors: Array) -> None:
+        """Format with a factor per channel, such that every head's largest value has exactly the headroom."""
+        peak = self.statistics[name].peak.reshape(self.config.heads, -1)
+        factors = factors.reshape(self.config.heads, -1)
         largest = (peak * factors).max(axis=1, keepdims=True)
-        limit = ((1 << (A_BITS - 1)) - 1) / self.headroom
-        factors = factors * np.where(largest > 0, limit / np.where(largest > 0, largest, 1.0), 1.0)
+        limit = ((1 << (A_BITS - 1)) - 1) / HEADROOM
+        factors = factors * limit / np.where(largest > 0, largest, 1.0)
         self._set(name)
         self.factors[name] = factors.ravel() / 2.0 ** self.formats[name]
 
     def _residuals(self) -> None:
-        magnitudes = [self.statistics["embed"].magnitude]
+        start = float(np.abs(self.model["pos_embed"]).max())
+        magnitudes = [max(self.statistics["embed"].magnitude, start)]
         for i in range(self.config.depth):
             pair = (self.statistics[f"l{i}_post_attn"], self.statistics[f"l{i}_post_mlp"])
             magnitudes.append(max(s.magnitude for s in pair))
-        fracs = residual_fracs(magnitudes, self.headroom, _highest_residual_frac(self.config))
+        fracs = residual_fracs(magnitudes, RESIDUAL_HEADROOM, _highest_residual_frac(self.config))
         self.formats["embed"] = fracs[0]
         for i, frac in enumerate(fracs[1:]):
             self.formats[f"l{i}_post_attn"] = self.formats[f"l{i}_post_mlp"] = frac
@@ -423,13 +471,48 @@ class _Quantizer:
     # -- layers
 
     def _linear(
-        self, weight: Array, bias: Array | float, source: str, out_scale: ArrayLike, limit: int = 0
+        self, weight: Array, bias: Array | float, source: str, out_scale: ArrayLike, expert: int | None = None
     ) -> Linear:
-        return quantize_linear(weight, bias, self.scale(source), out_scale, limit or self.limit)
+        """A layer whose inputs are tensor ``source``; of an expert, only the tokens that visit it."""
+        return quantize_linear(
+            weight, bias, self.scale(source), out_scale, self.limit, self._inputs(source, expert)
+        )
+
+    def _inputs(self, source: str, expert: int | None) -> Inputs | None:
+        """Moments of the inputs, damped; None where rounding to nearest is as good (16-bit weights)."""
+        if self.b_bits > 8:
+            return None
+        if expert is not None:
+            mean, covariance = self._expert_moments(source, self.moments.get(f"{source}.{expert}"))
+        elif source in self.moments:
+            mean, covariance = self.moments[source].mean, self.moments[source].covariance
+        else:
+            return None
+        variance = _mean_variance(covariance)
+        if variance <= 0:
+            return None
+        return Inputs(mean, covariance + DAMPING * variance * np.eye(len(covariance)))
+
+    def _expert_moments(self, source: str, own: Moments | None) -> tuple[Array, Array]:
+        """Mean and covariance of an expert's inputs, drawn towards those of all tokens and a mean of 0."""
+        everyone = self.moments.get(source)
+        if everyone is not None:
+            prior = everyone.covariance
+        else:
+            # Hidden values of different experts have nothing in common but their size.
+            experts = [m for n, m in self.moments.items() if n.startswith(f"{source}.")]
+            size = sum(m.rows * _mean_variance(m.covariance) for m in experts) / sum(m.rows for m in experts)
+            prior = size * np.eye(len(experts[0].mean))
+        if own is None:
+            return np.zeros(len(prior)), prior
+        share = own.rows / (own.rows + PRIOR_TOKENS)
+        return share * own.mean, share * own.covariance + (1 - share) * prior
 
     def _norm(self, name: str, tensor: str, x_frac: int) -> Norm:
         weight, bias = self.model[f"{name}.weight"], self.model[f"{name}.bias"]
-        return quantize_norm(weight, bias, np.broadcast_to(self.scale(tensor), weight.shape), self.config.norm_eps, x_frac)
+        return quantize_norm(
+            weight, bias, np.broadcast_to(self.scale(tensor), weight.shape), self.config.norm_eps, x_frac
+        )
 
     def _embed(self) -> Linear:
         """The patch embedding with the image's mean and standard deviation folded in."""
@@ -444,41 +527,41 @@ class _Quantizer:
         return Linear(linear.weight.reshape(weight.shape), linear.bias, linear.multiplier, linear.shift)
 
     def _attention(self, i: int) -> dict[str, Any]:
-        c, name = self.config, f"blocks.{i}.attn"
+        name = f"blocks.{i}.attn"
         weights = np.split(self.model[f"{name}.qkv.weight"].astype(np.float64), 3)
         biases = np.split(self.model[f"{name}.qkv.bias"].astype(np.float64), 3)
-        self._set_factors(f"l{i}_norm1", column_factors(weights, self.statistics[f"l{i}_norm1"].rms))
+        self._set(f"l{i}_norm1")
         self._attention_factors(i)
-        parts: dict[str, Any] = {"norm1": self._norm(f"blocks.{i}.norm1", f"l{i}_norm1", self._residual_before(i))}
+        parts: dict[str, Any] = {
+            "norm1": self._norm(f"blocks.{i}.norm1", f"l{i}_norm1", self._residual_before(i))
+        }
         for kind, weight, bias in zip("qkv", weights, biases, strict=True):
             parts[kind] = self._linear(weight, bias, f"l{i}_norm1", self.scale(f"l{i}_{kind}"))
         parts["score"] = self._scores(i)
         gain = self.scale(f"l{i}_attention") / self.scale(f"l{i}_v")
-        multiplier, shift = factor(gain * 2.0 ** -(MID_BITS - 1 - self.b_bits))
+        multiplier, shift = factor(gain * 2.0 ** -(MID_BITS - 1 - self.b_bits), MIN_SHARED_SHIFT)
         parts |= {"attention_multiplier": multiplier, "attention_shift": shift}
         weight, bias = self.model[f"{name}.proj.weight"], self.model[f"{name}.proj.bias"]
         return parts | {"proj": self._linear(weight, bias, f"l{i}_attention", self.scale(f"l{i}_proj"))}
 
     def _attention_factors(self, i: int) -> None:
+        """Even out the channels that share a token's exponent; q takes the inverse of k's factors."""
         heads = self.config.heads
-        q, k, v = (self.statistics[f"l{i}_{kind}"] for kind in "qkv")
-        out = self.statistics[f"l{i}_attention"]
-        proj = self.model[f"blocks.{i}.attn.proj.weight"].astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            keys = np.concatenate([bounded(f) for f in np.split(k.peak**-K_POWER * q.rms ** (1 - K_POWER), heads)])
-            gain = np.sqrt((proj**2).sum(axis=0))
-            values = np.concatenate([bounded(f) for f in np.split(v.peak**-V_POWER * gain ** (1 - V_POWER), heads)])
-        self._set_factors(f"l{i}_k", keys, heads)
-        self._set_factors(f"l{i}_q", 1 / keys, heads)
-        self._set_factors(f"l{i}_v", values, heads)
-        self._set_factors(f"l{i}_attention", column_factors([proj], out.rms))
+        k, v = (
+            np.concatenate([even(p) for p in np.split(self.statistics[f"l{i}_{n}"].peak, heads)])
+            for n in "kv"
+        )
+        self._set_factors(f"l{i}_k", k)
+        self._set_factors(f"l{i}_q", 1 / k)
+        self._set_factors(f"l{i}_v", v)
+        self._set(f"l{i}_attention")
 
     def _scores(self, i: int) -> tuple[tuple[int, int], ...]:
         c = self.config
         self.formats[f"l{i}_scores"] = SCORE_FRAC
         product = (self.scale(f"l{i}_q") * self.scale(f"l{i}_k")).reshape(c.heads, -1)[:, 0]
         gain = 2.0**SCORE_FRAC * LOG2E / math.sqrt(c.head_dim) / product
-        pairs = [factor(g) for g in gain]
+        pairs = [factor(g, MIN_SHARED_SHIFT) for g in gain]
         return tuple((int(m), int(s)) for m, s in pairs)
 
     def _mlp(self, i: int) -> dict[str, Any]:
@@ -487,8 +570,8 @@ class _Quantizer:
         w1, b1 = (self.model[f"{name}.{kind}.fc1.{part}"] for part in ("weight", "bias"))
         w2, b2 = (self.model[f"{name}.{kind}.fc2.{part}"] for part in ("weight", "bias"))
         source, hidden = f"l{i}_norm2", f"l{i}_hidden"
-        self._set_factors(source, column_factors([w1.astype(np.float64)], self.statistics[source].rms))
-        frac = _hidden_frac(self.statistics[f"l{i}_fc1"], self.headroom)
+        self._set(source)
+        frac = _hidden_frac(self.statistics[f"l{i}_fc1"])
         self.formats[f"l{i}_fc1"] = self.formats[hidden] = frac
         parts: dict[str, Any] = {
             "norm2": self._norm(f"{name}.norm2", source, self.formats[f"l{i}_post_attn"]),
@@ -498,8 +581,8 @@ class _Quantizer:
         if kind == "mlp":
             pair = self._linear(w1, b1, source, 2.0**frac), self._linear(w2, b2, hidden, out)
             return parts | {"mlp": pair}
-        parts["fc1"] = tuple(self._linear(w, b, source, 2.0**frac) for w, b in zip(w1, b1, strict=True))
-        parts["fc2"] = tuple(self._linear(w, b, hidden, out) for w, b in zip(w2, b2, strict=True))
+        parts["fc1"] = tuple(self._linear(w1[e], b1[e], source, 2.0**frac, e) for e in range(c.experts))
+        parts["fc2"] = tuple(self._linear(w2[e], b2[e], hidden, out, e) for e in range(c.experts))
         return parts | {"gates": self._gates(i)}
 
     def _gates(self, i: int) -> tuple[Linear, ...]:
@@ -508,7 +591,7 @@ class _Quantizer:
         self.formats[f"l{i}_gate"] = SCORE_FRAC
         gain = 2.0**SCORE_FRAC * LOG2E
         return tuple(
-            self._linear(w, 0.0 if bias is None else bias[t], f"l{i}_norm2", gain, GATE_LIMIT)
+            quantize_linear(w, 0.0 if bias is None else bias[t], self.scale(f"l{i}_norm2"), gain, GATE_LIMIT)
             for t, w in enumerate(weight)
         )
 
@@ -531,7 +614,7 @@ class _Quantizer:
         if self.config.final_norm:
             self._set("norm")
             final = self._norm("norm", "norm", self.formats["x"])
-        pos = np.rint(self.model["pos_embed"].astype(np.float64) * self.scale("embed")).astype(np.int64)
+        pos = saturate(np.rint(self.model["pos_embed"] * self.scale("embed")), A_BITS)
         heads = tuple(self._head(t) for t in range(len(self.config.tasks)))
         return QuantizedModel(
             self.config, self.profile, self.b_bits, self.formats, self.factors, self._embed(), pos, blocks, final,

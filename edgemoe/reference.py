@@ -348,3 +348,27 @@ def run_batch(model: Model, images: Array, task: int, batch: int = 64) -> NDArra
     """Logits (n, classes) of many images, ``batch`` at a time; ``x`` (n, tokens, dim) if the task has no head."""
     results = [forward(model, images[i : i + batch], task) for i in range(0, len(images), batch)]
     return np.concatenate([r.get("logits", r["x"]) for r in results])
+
+
+# -- accuracy -----------------------------------------------------------------------------------
+
+
+def decibel(reference: ArrayLike, test: ArrayLike) -> float:
+    """Signal over error, ``10 log10(sum reference^2 / sum (reference - test)^2)``; inf if equal."""
+    reference, test = np.asarray(reference, np.float64), np.asarray(test, np.float64)
+    error = float(((reference - test) ** 2).sum())
+    return 10 * math.log10(max(float((reference**2).sum()), 1e-300) / error) if error else math.inf
+
+
+def route_agreement(reference: Mapping[str, Array], test: Mapping[str, Array]) -> tuple[float, float]:
+    """Fraction of tokens, over all ``l{L}_topk`` of both, that visit the same set of experts; and the largest
+    margin (``l{L}_margin`` of ``reference``, in logits) among those that do not, 0 if all do.
+    """
+    equal, largest = [], 0.0
+    for name, wanted in reference.items():
+        if name.endswith("_topk") and name in test:
+            same = (np.sort(wanted, axis=-1) == np.sort(test[name], axis=-1)).all(axis=-1)
+            equal.append(same.ravel())
+            gaps = reference[name.replace("_topk", "_margin")][~same]
+            largest = max(largest, float(gaps.max(initial=0.0)))
+    return (float(np.concatenate(equal).mean()) if equal else 1.0), largest

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import CONFIG, hardware, random_image, random_model
 
 from edgemoe.compile import compile_model
 from edgemoe.config import ModelConfig
@@ -15,6 +14,7 @@ from edgemoe.golden import Golden, Machine
 from edgemoe.isa import Error, Op
 from edgemoe.numeric import rounding_shift, saturate
 from edgemoe.program import MachineError
+from models import CONFIG, hardware, random_image, random_model
 
 SHAPES = [
     {},
@@ -151,6 +151,19 @@ def test_images_in_a_row_are_independent(golden):
         assert together[i * size : (i + 1) * size] == golden.execute([image], 1).output
 
 
+def test_a_batch_is_its_images_one_by_one(golden):
+    """Several batches, the last one smaller; the experts of every image are its own."""
+    images = [random_image(CONFIG, seed) for seed in range(2 * golden.machine.batch + 1)]
+    together = golden.run_batch(images, 1)
+    assert list(together) == ["logits", "x", "l1_topk"] and golden.machine.batch > 1
+    for i in (0, 1, len(images) - 1):
+        for name, values in golden.run(images[i], 1).items():
+            assert np.array_equal(together[name][i], values), name
+    assert golden.execute(images[:3], 1, trace=True).output == golden.execute(images[:3], 1).output
+    topk = golden.run_batch(images[:3], 1, {"l1_topk": together["l1_topk"][2::-1]})["l1_topk"]
+    assert np.array_equal(topk, together["l1_topk"][2::-1])
+
+
 def test_a_run_does_not_change_the_next(golden):
     first = golden.run(random_image(CONFIG), 0)
     golden.run(random_image(CONFIG, 1), 1)
@@ -221,17 +234,39 @@ def test_unknown_operation_is_error_1(golden):
 
 
 @pytest.mark.parametrize(
-    "field,value,code",
-    [("a_base", 65535, Error.ADDRESS), ("address", 1 << 27, Error.ADDRESS), ("count", 4000, Error.CAPACITY)],
+    "op,field,value,code",
+    [
+        (Op.PRODUCT, "a_base", 65535, Error.ADDRESS),
+        (Op.PRODUCT, "address", 1 << 27, Error.ADDRESS),
+        (Op.PRODUCT, "source", 0, Error.OPCODE),
+        (Op.PRODUCT, "count", 4000, Error.CAPACITY),
+        (Op.PRODUCT, "words", 0, Error.CAPACITY),
+        (Op.PRODUCT, "words", 4000, Error.CAPACITY),
+        (Op.PRODUCT, "head", 60, Error.CAPACITY),
+        (Op.NORM, "dim", 4000, Error.CAPACITY),
+        (Op.ROUTE, "top_k", 0, Error.CAPACITY),
+        (Op.ROUTE, "experts", 100, Error.CAPACITY),
+        (Op.EXPERTS, "words2", 4000, Error.CAPACITY),
+    ],
 )
-def test_fields_out_of_range(golden, field, value, code):
+def test_fields_out_of_range(golden, op, field, value, code):
     program = golden.program.descriptors()
-    number = next(n for n, d in enumerate(program) if d.op == Op.PRODUCT)
+    number = next(n for n, d in enumerate(program) if d.op == op)
     raw = replace(program[number], **{field: value}).pack()
     memory = golden.program.memory[: number * 64] + raw + golden.program.memory[number * 64 + 64 :]
     with pytest.raises(MachineError, match=f"descriptor {number}") as caught:
         Golden(replace(golden.program, memory=memory)).execute([random_image(CONFIG)])
     assert caught.value.code == code
+
+
+def test_the_first_bad_descriptor_counts(golden):
+    memory = bytearray(golden.program.memory)
+    program = golden.program.descriptors()
+    memory[6 * 64 : 7 * 64] = replace(program[6], count=4000).pack()
+    memory[7 * 64] ^= 8
+    with pytest.raises(MachineError, match="descriptor 6") as caught:
+        Golden(replace(golden.program, memory=bytes(memory))).execute([random_image(CONFIG)])
+    assert caught.value.code == Error.CAPACITY
 
 
 def test_program_without_end():
@@ -251,11 +286,11 @@ def test_missing_image(golden):
 def test_trace_replays_the_activation_memory(golden):
     """Writing every traced value at its address and lane, in order, rebuilds the memory."""
     result = golden.execute([random_image(CONFIG)], 1, trace=True)
-    memory = np.zeros_like(golden.machine.activations)
+    memory = np.zeros_like(golden.machine.activations[0])
     for write in result.trace[0]:
         keep = slice(None) if write.mask is None else write.mask
         memory[write.addresses()[:, keep], write.lane()[:, keep]] = write.values[:, keep]
-    assert np.array_equal(memory, golden.machine.activations)
+    assert np.array_equal(memory, golden.machine.activations[0])
 
 
 def test_trace_has_every_visit_in_order(golden):

@@ -71,8 +71,8 @@ def test_a_file_is_replaced_at_the_end_and_keeps_its_link(tmp_path):
 
 
 def test_a_device_is_written_to_and_not_replaced(tmp_path, capfd):
-    output.write_json("/dev/stdout", {"a": np.float64(1.5), "b": np.arange(2)})
-    assert json.loads(capfd.readouterr().out) == {"a": 1.5, "b": [0, 1]}
+    output.write_json("/dev/stdout", {"a": np.float64(1.5), "b": np.arange(2), "c": float("inf")})
+    assert json.loads(capfd.readouterr().out) == {"a": 1.5, "b": [0, 1], "c": None}
     output.write_json("/dev/null", {})
     assert not output.Path("/dev/null").is_file()
 

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import Out
 from edgemoe.config import HardwareConfig
 from edgemoe.core.interface import MAX_BURST, ControlPort, MemoryPort, MonitorPort
 from edgemoe.isa import Descriptor, Op
+from edgemoe.simulation.records import Records
 
 HARDWARE = HardwareConfig(
     name="toy", in_lanes=8, out_lanes=8, port_bytes=16, tokens=8, dim=16, row=16, hidden=16, image=64,
@@ -141,3 +142,54 @@ def program():
 def images(count, seed=0):
     """Random int16 images of the toy's size."""
     return np.random.default_rng(seed).integers(-(1 << 15), 1 << 15, (count, 1, WORDS, 8)).astype(np.int16)
+
+
+def golden_records(result, hardware):
+    """The monitor's records of a gateware that does exactly what the golden machine's trace says."""
+    n, lanes = hardware.post_lanes, hardware.in_lanes
+    tables = {"product": [], "norm": [], "load": [], "route": []}
+    cycle = 0
+    for writes, routes in zip(result.trace, result.routes, strict=True):
+        for write in sorted([*writes, *routes.values()], key=lambda w: (w.number, getattr(w, "visit", 0))):
+            if not hasattr(write, "visit"):
+                for token, rank in np.ndindex(write.experts.shape):
+                    row = (
+                        cycle,
+                        write.number,
+                        token,
+                        rank,
+                        write.experts[token, rank],
+                        write.scores[token, rank],
+                    )
+                    tables["route"].append(row)
+                    cycle += 1
+                continue
+            step = lanes if write.addends is None else n
+            addresses = write.addresses()
+            for r in range(len(write.rows)):
+                for c in range(0, write.values.shape[1], step):
+                    part = slice(c, c + step)
+                    value = np.zeros(step, int)
+                    value[: len(write.values[r, part])] = write.values[r, part]
+                    mask = np.arange(c, c + step) < write.values.shape[1]
+                    if write.mask is not None:
+                        mask &= write.mask[part]
+                    row = {"cycle": cycle, "number": write.number, "address": addresses[r, c], "value": value}
+                    if write.addends is None:
+                        kind = "load" if write.number < 2 else "norm"
+                        if kind == "load":
+                            row["mask"] = mask
+                    else:
+                        kind = "product"
+                        addend = np.zeros(step, int)
+                        addend[: len(write.addends[r, part])] = write.addends[r, part]
+                        row |= {"visit": write.visit, "row": write.rows[r], "channel": c, "mask": mask}
+                        row["addend"] = addend
+                    if kind == "norm" or mask.any():
+                        tables[kind].append(row)
+                    cycle += 1
+    names = ("cycle", "number", "token", "rank", "expert", "score")
+    tables["route"] = [dict(zip(names, row, strict=True)) for row in tables["route"]]
+    return Records(
+        **{k: {name: np.array([row[name] for row in v]) for name in v[0]} for k, v in tables.items()}
+    )

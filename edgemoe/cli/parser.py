@@ -156,6 +156,7 @@ def _compare(p: Parser) -> None:
     p.add_argument(
         "--verilog", metavar="DIR", type=Path, help="simulate the Verilog in DIR, not the generated one"
     )
+    p.add_argument("--model", metavar="MODEL", help="the float model, if it is not where BUILD was compiled from")
     p.add_argument("--no-gateware", action="store_true", help="compare reference and golden machine only")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -56,3 +57,32 @@ def demo_summary(values: dict[str, Any]) -> Table:
     wrong = values["mismatches"]
     summary.add_row("mismatches", Text(show.count(wrong), style="bold red" if wrong else "bold green"))
     return summary
+
+
+def accuracy(rows: list[dict[str, Any]], gateware: dict[str, list[int]] | None) -> Table:
+    """Golden machine against reference by tensor, and whether the gateware equals the golden machine.
+
+    Args:
+        rows: of `edgemoe.compare.accuracy_report`.
+        gateware: ``[elements, mismatches]`` by tensor as the program writes it (a head or an expert at a time).
+    """
+    heads = ["\ntensor", ">own routes\ndB", ">\nerror", ">same routes\ndB", ">\nerror", ">\nroutes"]
+    table = show.table(*heads, *([] if gateware is None else [">gateware\nvalues", ">\ndiffer"]))
+    for row in rows:
+        cells = [row["tensor"]]
+        for suffix in ("", "_forced"):
+            db, error = row[f"db{suffix}"], row[f"max_error{suffix}"]
+            cells += ["" if db is None else f"{db:.1f}", "" if error is None else f"{error:.2g}"]
+        cells.append("" if row["agreement"] is None else f"{row['agreement']:.1%} equal")
+        if gateware is not None:
+            counts = [c for name, c in gateware.items() if _whole(name) == row["tensor"]]
+            elements, differ = sum(c[0] for c in counts), sum(c[1] for c in counts)
+            mark = Text(show.count(differ), style="bold red" if differ else "green")
+            cells += [show.count(elements), mark] if elements else ["", ""]
+        table.add_row(*cells)
+    return table
+
+
+def _whole(name: str) -> str:
+    """``l1_scores_h2`` and ``l1_hidden_e5`` are parts of ``l1_scores`` and ``l1_hidden``."""
+    return re.sub(r"_[he]\d+$", "", name)

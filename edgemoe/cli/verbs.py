@@ -211,7 +211,7 @@ def sim(arguments: Namespace) -> int:
         checked = api.check(build, [image], [task], [run], tick)
     tensors = api.outputs(build, run, task=task)
     if arguments.trace:
-        tensors |= checked.gateware[0][0]
+        tensors |= checked.gateware()
     report = {
         "cycles": run.counters["cycles"],
         "mac_utilisation": build.useful_macs / (run.counters["cycles"] * build.hardware.macs),
@@ -229,6 +229,43 @@ def sim(arguments: Namespace) -> int:
         f"with the golden machine, {show.count(checked.mismatches)} values differ"
     )
     if checked.mismatches:
+        raise Mismatch(checked.first)
+    return 0
+
+
+def compare(arguments: Namespace) -> int:
+    """`edgemoe compare BUILD --image F --task T`."""
+    from edgemoe import api, inputs
+    from edgemoe.cli import tables
+    from edgemoe.compare import accuracy_report
+
+    build = api.load_build(arguments.build)
+    image = inputs.image(arguments.image, build.model)
+    task = inputs.task(arguments.task, build.model)
+    model = inputs.model(arguments.model) if arguments.model else api.model_of_build(arguments.build)
+    _check_outputs(arguments.json)
+    with show.progress() as tick:
+        tick("reference and golden machine", None)
+        accuracy = accuracy_report(build, model, image, task)
+        checked = None
+        if not arguments.no_gateware:
+            runs = api.simulate(build, [image], [task], verilog=arguments.verilog, tick=tick)
+            checked = api.check(build, [image], [task], runs, tick)
+    show.console().print(tables.accuracy(accuracy, checked and checked.comparisons[0].tensors))
+    report: dict[str, Any] = {"task": build.model.tasks[task], "image": arguments.image, "accuracy": accuracy}
+    if checked is not None:
+        report |= {
+            "mismatches": checked.mismatches,
+            "tensors_compared": checked.tensors,
+            "first_difference": checked.first,
+            "differences": [str(d) for d in checked.comparisons[0].differences],
+        }
+        show.say(
+            f"\ngateware and golden machine: {show.count(checked.tensors)} tensors compared, "
+            f"{show.count(checked.mismatches)} values differ"
+        )
+    write_report(arguments, report)
+    if checked is not None and checked.mismatches:
         raise Mismatch(checked.first)
     return 0
 

@@ -148,6 +148,7 @@ class Core(wiring.Component):
         ]
         m.d.comb += [
             filler.used_set.eq(writer.used_set),
+            norm.yield_read.eq(writer.residual_next),
             executor.written.eq(writer.done),
             executor.descriptor_written.eq(writer.completed),
             self.beat.eq(reorder.o.valid & reorder.o.ready),
@@ -155,6 +156,14 @@ class Core(wiring.Component):
             self.tokens_wait.eq(reorder.waiting_tokens),
             self.saturated.eq(writer.saturated),
         ]
+
+        for unit in (reader, norm):
+            m.d.comb += [
+                unit.progress.products.eq(writer.products),
+                unit.progress.rows.eq(writer.rows),
+                unit.progress.norm_runs.eq(norm.runs),
+                unit.progress.norm_rows.eq(norm.rows),
+            ]
 
         # everything else
         connect(m, executor.norm, norm.job)

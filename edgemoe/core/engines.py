@@ -10,6 +10,7 @@ from edgemoe.config import HardwareConfig
 from edgemoe.core.activation import READ_LATENCY, ReadPort, WritePort
 from edgemoe.core.fifo import Fifo
 from edgemoe.core.interface import norm_record, route_record
+from edgemoe.core.reader import FOLLOW, PROGRESS, may_read
 from edgemoe.numeric import register
 from edgemoe.stream import connect
 from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
@@ -24,7 +25,7 @@ def norm_job_layout() -> data.StructLayout:
     return data.StructLayout(
         {
             "count": 12, "words": 12, "a_base": 16, "a_stride": 12, "d_base": 16, "d_stride": 12,
-            "dim": 12, "eps_term": 40, "mean_reciprocal": 24, "shift": 6, "number": 32,
+            "dim": 12, "eps_term": 40, "mean_reciprocal": 24, "shift": 6, "number": 32, "follow": FOLLOW,
         }
     )  # fmt: skip
 
@@ -43,8 +44,14 @@ class NormEngine(wiring.Component):
     job : In(stream)
         `norm_job_layout`.
     parameter : In(stream)
-        Gamma and beta, from the filler.
+        Gamma and beta, from the filler; the rows wait for them.
+    progress : In
+        `PROGRESS` of the product whose rows are followed.
+    yield_read : In(1)
+        Another client will read x in the next cycle.
     read : Out(ReadPort), write : Out(WritePort)
+    runs, rows : Out
+        A job runs; rows of it that have been written.
     done : Out(1)
         The last word has been written.
     record, record_valid : Out
@@ -61,8 +68,12 @@ class NormEngine(wiring.Component):
             {
                 "job": In(stream.Signature(norm_job_layout())),
                 "parameter": In(self.norm.parameters.signature),
+                "progress": In(PROGRESS),
+                "yield_read": In(1),
                 "read": Out(ReadPort(hardware)),
                 "write": Out(WritePort(hardware)),
+                "runs": Out(1),
+                "rows": Out(12),
                 "done": Out(1),
                 "record": Out(norm_record(hardware)),
                 "record_valid": Out(1),
@@ -76,10 +87,14 @@ class NormEngine(wiring.Component):
         norm = self.norm
         m.submodules.norm = norm
         connect(m, wiring.flipped(self.parameter), norm.parameters)
+        loaded = Signal()
+        with m.If(norm.parameters.valid & norm.parameters.ready & norm.parameters.payload.last):
+            m.d.sync += loaded.eq(1)
         job = Signal(norm_job_layout())
         active, reading = Signal(), Signal()
         m.d.comb += [
             self.job.ready.eq(~active),
+            self.runs.eq(active),
             norm.dim.eq(job.dim),
             norm.words.eq(job.words),
             norm.eps_term.eq(job.eps_term),
@@ -94,7 +109,8 @@ class NormEngine(wiring.Component):
         room = Signal(range(FIFO_DEPTH + 1), init=FIFO_DEPTH)
         m.submodules.addresses = addresses = Fifo(data.StructLayout({"address": 16, "last": 1}), FIFO_DEPTH)
         m.submodules.words = words = Fifo(data.ArrayLayout(signed(22), lanes), FIFO_DEPTH)
-        issue = reading & (room != 0)
+        allowed = may_read(row, job.follow, self.progress)
+        issue = reading & loaded & (room != 0) & ~self.yield_read & allowed
         word_last, row_last = word + 1 == job.words, row + 1 == job.count
         m.d.sync += [
             room.eq(room - issue + words.freed),
@@ -146,14 +162,14 @@ class NormEngine(wiring.Component):
         ]
         m.d.sync += [write.value[lane].eq(out.x[lane]) for lane in range(lanes)]
         with m.If(norm.o.valid & out.last):
-            m.d.sync += rows_left.eq(rows_left - 1)
+            m.d.sync += [rows_left.eq(rows_left - 1), self.rows.eq(self.rows + 1)]
         with m.If(last):
-            m.d.sync += active.eq(0)
+            m.d.sync += [active.eq(0), loaded.eq(0)]
         with m.If(self.job.valid & self.job.ready):
             fresh = self.job.payload
             m.d.sync += [
                 Value.cast(job).eq(Value.cast(fresh)),
-                active.eq(1), reading.eq(1), row.eq(0), word.eq(0), rows_left.eq(fresh.count),
+                active.eq(1), reading.eq(1), row.eq(0), word.eq(0), rows_left.eq(fresh.count), self.rows.eq(0),
                 source.eq(fresh.a_base), source_row.eq(fresh.a_base),
                 target.eq(fresh.d_base), target_row.eq(fresh.d_base),
             ]  # fmt: skip

@@ -1,8 +1,10 @@
 """The executor: takes the program in order and starts what computes, loads and stores.
 
-Products are started one after the other without waiting for the results of the last one, unless the descriptor
-says so (``wait``); everything else starts when all earlier descriptors are complete, and ends before the next.
-EXPERTS becomes two products for each expert that has a token; the second one waits for the first.
+Products and layer norms are started one after the other without waiting for the results of the last one, unless the
+descriptor says so: `Wait.ALL` waits for all of them, `Wait.ROWS` lets the readers follow row by row what the phase
+before writes, which hides the depth of the pipeline and most of layer norm. Routing, loading and storing end
+before the next descriptor starts. EXPERTS becomes two products for each expert that has a token; the second one
+follows the rows of the first (with one slot set, it waits for it).
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from edgemoe.config import HardwareConfig
 from edgemoe.core.engines import norm_job_layout, route_job_layout
 from edgemoe.core.filler import SEQUENCE_BITS
 from edgemoe.core.loader import loader_job
-from edgemoe.core.reader import read_job_layout
+from edgemoe.core.reader import FOLLOW, read_job_layout
 from edgemoe.core.sequencer import execute_layout
 from edgemoe.core.storer import storer_job
 from edgemoe.core.writer import write_job_layout
-from edgemoe.isa import Dest, Op
+from edgemoe.isa import Dest, Op, Wait
 from edgemoe.units.attention import job_layout
 from edgemoe.units.requantise import Mode
 
@@ -84,6 +86,10 @@ class Executor(wiring.Component):
         running = Signal(4)  # products that are not complete
         started, issued, done = Signal(), Signal(), Signal()
         second = Signal()
+        norm_runs = Signal()  # a layer norm has been started and is not complete
+        products = Signal(4)  # started, modulo 16
+        follow = Signal(FOLLOW)
+        after_norm = Signal()  # the phase before the current descriptor is a layer norm
         visits = Signal(8)
         start, count = Signal(16), Signal(12)
         last_visit = self.visit_index + 1 == visits
@@ -91,7 +97,8 @@ class Executor(wiring.Component):
         m.d.sync += [
             pending.eq(pending + started - self.descriptor_written),
             running.eq(running + issued - self.written),
-            self.completed.eq(self.completed + self.descriptor_written + done),
+            self.completed.eq(self.completed + self.descriptor_written + self.norm_done + done),
+            products.eq(products + issued),
         ]
         ready = self.read.ready & self.reorder.ready & self.write.ready
         give = Signal()
@@ -102,7 +109,11 @@ class Executor(wiring.Component):
             self.write.valid.eq(issued),
         ]
         m.d.comb += self.number.eq(held.number)
-        self._jobs(m, held, second, start, count, last_visit)
+        with m.If(self.norm_done):
+            m.d.sync += norm_runs.eq(0)
+        with m.If(issued):
+            m.d.sync += [after_norm.eq(0), Value.cast(follow).eq(0)]
+        self._jobs(m, held, second, start, count, last_visit, follow)
 
         with m.FSM():
             with m.State("IDLE"):
@@ -117,7 +128,13 @@ class Executor(wiring.Component):
                     start.eq(0),
                     count.eq(d.count),
                 ]
-                with m.If((product & ~d.wait) | (pending == 0)):
+                rows = d.wait == Wait.ROWS
+                m.d.sync += [
+                    follow.norm.eq(rows & after_norm),
+                    follow.product.eq(rows & ~after_norm),
+                    follow.index.eq(products - 1),
+                ]
+                with m.If((d.wait != Wait.ALL) | ((pending == 0) & ~norm_runs)):
                     m.d.comb += started.eq(product)
                     with m.Switch(d.op):
                         for op, state in (
@@ -141,13 +158,22 @@ class Executor(wiring.Component):
                     m.d.sync += second.eq(1)
                     m.next = "SECOND"
             with m.State("SECOND"):
-                m.d.comb += give.eq(running == 0)
+                if self.hardware.slot_sets == 2:
+                    m.d.sync += [follow.product.eq(1), follow.index.eq(products - 1)]
+                    m.d.comb += give.eq(follow.product)
+                else:
+                    m.d.comb += give.eq(running == 0)
                 with m.If(issued):
                     m.d.sync += [second.eq(0), self.visit_index.eq(self.visit_index + 1)]
                     m.next = "VISIT"
                     with m.If(last_visit):
                         m.next = "IDLE"
-            for name in ("norm", "route", "load", "store"):
+            with m.State("NORM"):
+                m.d.comb += self.norm.valid.eq(1)
+                with m.If(self.norm.ready):
+                    m.d.sync += [norm_runs.eq(1), after_norm.eq(1)]
+                    m.next = "IDLE"
+            for name in ("route", "load", "store"):
                 port = getattr(self, name)
                 with m.State(name.upper()):
                     m.d.comb += port.valid.eq(1)
@@ -162,7 +188,7 @@ class Executor(wiring.Component):
                 m.next = "IDLE"
         return m
 
-    def _jobs(self, m: Module, held, second, start, count, last_visit) -> None:
+    def _jobs(self, m: Module, held, second, start, count, last_visit, follow) -> None:
         """The jobs of the current descriptor, in the words of each engine."""
         d = held.descriptor
         experts = d.op == Op.EXPERTS
@@ -186,6 +212,8 @@ class Executor(wiring.Component):
             read.weigh.eq(d.weigh),
             read.head.eq(d.head),
             read.keys.eq(d.keys),
+            Value.cast(read.follow).eq(Value.cast(follow)),
+            Value.cast(self.norm.payload.follow).eq(Value.cast(follow)),
             reorder.count.eq(count),
             reorder.words.eq(words << d.double),
             reorder.rows.eq(rows),
@@ -204,6 +232,6 @@ class Executor(wiring.Component):
             write.visit.eq((self.visit_index << 1) | second),
         ]
         for port in (self.norm, self.route, self.load, self.store):
-            for name in port.payload.shape().members:
+            for name in port.payload.shape().members.keys() - {"follow"}:
                 source = getattr(held if name in ("address", "number") else d, name)
                 m.d.comb += getattr(port.payload, name).eq(source)

@@ -29,6 +29,21 @@ SCORE_ONE = 1 << 15
 """A gate score of 1."""
 
 
+FOLLOW = data.StructLayout({"product": 1, "norm": 1, "index": 4})
+"""Whose rows a phase follows: those of product number ``index`` (modulo 16), or those of the running layer norm."""
+
+PROGRESS = data.StructLayout({"products": 4, "rows": 12, "norm_runs": 1, "norm_rows": 12})
+"""Complete products (modulo 16) and written rows of the next one; whether layer norm runs, and its rows."""
+
+
+def may_read(row: Value, follow, progress) -> Value:
+    """Whether the phase that ``follow`` names has written ``row``."""
+    ahead = (follow.index - progress.products)[:4]
+    product = (ahead != 0) & ~ahead[3] | (ahead == 0) & (progress.rows <= row)
+    norm = progress.norm_runs & (progress.norm_rows <= row)
+    return ~(follow.product & product | follow.norm & norm)
+
+
 def read_job_layout() -> data.StructLayout:
     """One product, as the reader sees it (fields of `edgemoe.isa`).
 
@@ -39,7 +54,7 @@ def read_job_layout() -> data.StructLayout:
         {
             "count": 12, "words": 12, "blocks": 13, "a_base": 16, "a_stride": 12, "d_base": 16, "d_stride": 12,
             "start": 16, "queued": 1, "indirect_a": 1, "indirect_d": 1,
-            "double": 1, "weigh": 1, "head": 6, "keys": 12,
+            "double": 1, "weigh": 1, "head": 6, "keys": 12, "follow": FOLLOW,
         }
     )  # fmt: skip
 
@@ -61,6 +76,8 @@ class Reader(wiring.Component):
     -------
     job : In(stream)
         `read_job_layout`.
+    progress : In
+        `PROGRESS` of the phases whose rows are followed.
     memory : Out(ReadPort)
     entry_index, entry_en : Out, entry : In({token, score})
         Synchronous read of the router's queue.
@@ -85,6 +102,7 @@ class Reader(wiring.Component):
         super().__init__(
             {
                 "job": In(stream.Signature(read_job_layout())),
+                "progress": In(PROGRESS),
                 "memory": Out(ReadPort(hardware)),
                 "entry_index": Out(self.queue_bits),
                 "entry_en": Out(1),
@@ -177,7 +195,7 @@ class Reader(wiring.Component):
         active = Signal()
         block, index, limit = Signal(13), Signal(12), Signal(12)
         fields = data.StructLayout(
-            {"a_row": 16, "d_row": 16, "row": 12, "score": 16, "job_last": 1}
+            {"a_row": 16, "d_row": 16, "row": 12, "position": 12, "score": 16, "job_last": 1}
         )
         m.submodules.tokens = tokens = Fifo(fields, 4)
         enable, valid = pipeline(m, active, tokens.i.ready, 4)
@@ -227,6 +245,7 @@ class Reader(wiring.Component):
             into.a_row.eq(register(m, enable, (job.a_base + a_offset)[:16])),
             into.d_row.eq(register(m, enable, (job.d_base + d_offset)[:16])),
             into.row.eq(register(m, enable, d_index, 2)),
+            into.position.eq(register(m, enable, position, 3)),
             into.score.eq(score),
             into.job_last.eq(register(m, enable, last, 3)),
         ]
@@ -240,7 +259,7 @@ class Reader(wiring.Component):
         token = tokens.o.payload
         word_last = word + 1 == job.words
         row_last = word_last & (half | ~job.double)
-        issue = tokens.o.valid & (room != 0)
+        issue = tokens.o.valid & (room != 0) & may_read(token.position, job.follow, self.progress)
         taken = words.freed
         m.d.comb += tokens.o.ready.eq(issue & row_last)
         m.d.sync += room.eq(room - issue + taken)

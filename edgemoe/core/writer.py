@@ -93,8 +93,12 @@ class Writer(wiring.Component):
     used_set : Out(2)
         Newest parameter set in use.
     residual : Out(ReadPort), memory : Out(WritePort)
+    residual_next : Out(1)
+        ``residual`` reads in the next cycle.
     key, value : Out
         Updates of the exponent tables; score : Out: updates of the row maxima.
+    products, rows : Out
+        Products written (modulo 16), and rows of the next one whose last block has been written.
     done, completed : Out(1)
         A product has been written; so has its descriptor.
     saturated : Out(range)
@@ -129,10 +133,13 @@ class Writer(wiring.Component):
                 "parameter": In(data.ArrayLayout(ChannelParameter, parameters)),
                 "used_set": Out(SET_BITS, init=3),
                 "residual": Out(ReadPort(hardware)),
+                "residual_next": Out(1),
                 "memory": Out(WritePort(hardware, lanes=True)),
                 "key": Out(exponent),
                 "value": Out(exponent),
                 "score": Out(score),
+                "products": Out(4),
+                "rows": Out(12),
                 "done": Out(1),
                 "completed": Out(1),
                 "saturated": Out(range(lanes + 1)),
@@ -146,7 +153,7 @@ class Writer(wiring.Component):
         """What travels beside ``post_lanes`` values: where they go."""
         return data.StructLayout(
             {
-                "valid": 1, "mask": self.hardware.post_lanes, "job": 2, "end": 1,
+                "valid": 1, "mask": self.hardware.post_lanes, "job": 2, "end": 1, "row_end": 1,
                 "row": 12, "channel": 16, "address": 16, "base": 16,
             }
         )  # fmt: skip
@@ -302,6 +309,7 @@ class Writer(wiring.Component):
             note.mask.eq(Cat(mask)),
             note.job.eq(job),
             note.end.eq(busy & last & tag.end),
+            note.row_end.eq(busy & last & (tag.block == (here.rows - 1) >> slot_bits)),
             note.row.eq(tag.token.row),
             note.channel.eq(channel),
             note.base.eq(here.d_base),
@@ -390,6 +398,7 @@ class Writer(wiring.Component):
         en = register(m, 1, valid & note.valid & (job.dest == Dest.RESIDUAL), wait)
         address = register(m, 1, note.address, wait)
         m.d.sync += [self.residual.en.eq(en), self.residual.address.eq(address)]
+        m.d.comb += self.residual_next.eq(en)
         lane_bits, post_bits = (hardware.in_lanes - 1).bit_length(), (lanes - 1).bit_length()
         place = register(m, 1, note.channel[post_bits:lane_bits], Gelu.latency - 1)
         word = self.residual.data
@@ -454,6 +463,12 @@ class Writer(wiring.Component):
                 write.mask[lane].eq(bit & Mux(transposed, inside, straight)),
                 write.lane_address[lane].eq(Array(rows)[index]),
             ]
+
+        # progress: a row is written when the last group of its last block is
+        with m.If(note.valid & note.row_end):
+            m.d.sync += self.rows.eq(self.rows + 1)
+        with m.If(note.valid & note.end):
+            m.d.sync += [self.rows.eq(0), self.products.eq(self.products + 1)]
 
         # completion: when the last update of tables and memory has settled
         end = register(m, 1, note.valid & note.end)

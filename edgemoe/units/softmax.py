@@ -325,7 +325,7 @@ class RowMaximum(wiring.Component):
         Of ``row_read``, combinational.
 
     Throughput 1 update per cycle, to any row. An update is visible at ``maximum`` ``latency`` cycles
-    later: ``ceil(log2(lanes))`` for the tree and 1 for the memory. Cost: rows x 8 bits of distributed
+    later: ``ceil(log2(lanes))`` for the tree and 2 for the memory. Cost: rows x 8 bits of distributed
     memory, twice.
     """
 
@@ -346,7 +346,7 @@ class RowMaximum(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from an update to its effect."""
-        return (self.lanes - 1).bit_length() + 1
+        return (self.lanes - 1).bit_length() + 2
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -358,21 +358,31 @@ class RowMaximum(wiring.Component):
             pairs = [Mux(a > b, a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
             level = [register(m, always, x) for x in pairs + level[len(pairs) * 2 :]]
 
-        valid = Signal(self.latency)  # bit 0 is the update itself, the others are registers
-        m.d.comb += valid[0].eq(self.valid)
-        m.d.sync += valid[1:].eq(valid[:-1])
-        row = register(m, always, self.row, self.latency - 1)
-        first = register(m, always, self.first, self.latency - 1)
+        # `valid`, `row` and `first` belong to the update that reads its row, `writes` and `row_written` to
+        # the one before, which writes. The same row twice in succession takes the value past the memory.
+        valid = self.valid
+        for _ in range(self.latency - 2):
+            following = Signal()
+            m.d.sync += following.eq(valid)
+            valid = following
+        row, first = (register(m, always, x, self.latency - 2) for x in (self.row, self.first))
+        writes = Signal()
+        m.d.sync += writes.eq(valid)
+        row_written = register(m, always, row)
+        new = register(m, always, level[0])
+        again = writes & (row == row_written)
 
-        m.submodules.memory = memory = Memory(shape=signed(self.exponent_bits), depth=self.rows, init=[])
+        m.submodules.memory = memory = Memory(
+            shape=signed(self.exponent_bits), depth=self.rows, init=[], attrs={"ram_style": "distributed"}
+        )
         stored = memory.read_port(domain="comb")
         write = memory.write_port()
-        before = Mux(first, lowest, stored.data)
+        old = register(m, always, Mux(first, lowest, Mux(again, write.data, stored.data)))
         m.d.comb += [
             stored.addr.eq(row),
-            write.addr.eq(row),
-            write.en.eq(valid[-1]),
-            write.data.eq(Mux(level[0] > before, level[0], before)),
+            write.addr.eq(row_written),
+            write.en.eq(writes),
+            write.data.eq(Mux(new > old, new, old)),
         ]
 
         reader = memory.read_port(domain="comb")
