@@ -30,6 +30,7 @@ from edgemoe.errors import BadInput
 
 if TYPE_CHECKING:
     from edgemoe.compare import Comparison
+    from edgemoe.perf import Prediction
     from edgemoe.program import Program
     from edgemoe.simulation.runner import SimulationResult
     from edgemoe.simulation.testbench import Vectors
@@ -40,10 +41,8 @@ PathLike = str | os.PathLike[str]
 Tick = Callable[[str, float | None], None]
 """Told what a long step is doing, and which part of it is done (None: unknown)."""
 
-LIKELY_UTILISATION = 0.75
-"""Only for the progress of a simulation, whose cycles are not known before."""
-
 load_model = inputs.model
+cache = output.cache
 
 
 def quiet(what: str, part: float | None) -> None:
@@ -194,14 +193,23 @@ def golden(
     return Golden(program).run(image, inputs.task(task, program.model), trace, routes)
 
 
+def perf(
+    program: Program, *, image: Array | None = None, task: int | str = 0, routing: str = "balanced"
+) -> Prediction:  # fmt: skip
+    """Predict cycles, external bytes and utilisation without running the gateware.
+
+    Args:
+        image: use the routes that the golden machine chooses for this image and ``task``.
+        routing: without an image: ``balanced``, ``skewed`` or ``one``.
+    """
+    from edgemoe import perf as model
+
+    number = inputs.task(task, program.model)
+    routes = golden(program, image, number) if image is not None else model.routing(routing, program.model)
+    return model.predict(program, routes, number)
+
+
 # -- gateware -----------------------------------------------------------------------------------
-
-
-def cache() -> Path:
-    """Where generated Verilog and simulators are kept: $EDGEMOE_CACHE, or edgemoe/ in the user's cache folder."""
-    named = os.environ.get("EDGEMOE_CACHE")
-    general = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(general) / "edgemoe"
 
 
 def verilog_folder(hardware: HardwareConfig) -> Path:
@@ -226,8 +234,9 @@ def simulate(
     from edgemoe.simulation.runner import simulate as start
 
     numbers = [inputs.task(task, program.model) for task in tasks]
-
-    likely = len(images) * program.useful_macs / program.hardware.macs / LIKELY_UTILISATION
+    one = perf(program).cycles
+    likely = len(images) * one
+    every_cycle = len(images) * len(numbers) == 1
 
     def told(event: dict[str, Any]) -> None:
         if "cycle" in event:
@@ -239,6 +248,7 @@ def simulate(
     return start(
         program, program.hardware, pixels(program, images), numbers, build_dir=_writable_cache(),
         verilog_dir=verilog, records=records, waves=waves, progress=told,
+        waves_cycles=(0, 1 << 62 if every_cycle else one * 21 // 20),
     )  # fmt: skip
 
 
@@ -325,7 +335,9 @@ def check(
         comparisons.append(compare_run(program, expected, run))
         routes.append([{names[n]: r.experts for n, r in of_image.items()} for of_image in expected.routes])
     differences = [
-        f"task {program.model.tasks[task]}, {found.first}" for task, found in zip(numbers, comparisons) if found.first
+        f"task {program.model.tasks[task]}, {found.first}"
+        for task, found in zip(numbers, comparisons)
+        if found.first
     ]
     return Checked(
         program,

@@ -24,6 +24,9 @@ LOG2E = math.log2(math.e)
 FEW_IMAGES = 8
 """With fewer images than this, synthetic ones are added (`calibration_images`)."""
 
+CONTRAST, VIVID_CONTRAST = 0.2, 0.3
+"""Standard deviation of the pixels of synthetic images."""
+
 BASE_2 = ("_scores", "_gate")
 """Tensors whose statistics are those of y = log2(e) * score, as the hardware keeps them."""
 
@@ -177,12 +180,13 @@ def calibration_images(config: ModelConfig, images: Array | None = None, seed: i
     if len(given) >= FEW_IMAGES:
         return np.stack(given)
     mirrored = [image[:, ::step, ::-1] for image in given for step in (1, -1)]
-    natural = [natural_image(config, seed + i) for i in range(FEW_IMAGES)]
+    natural = [natural_image(config, seed + i, vivid=i % 2 == 1) for i in range(FEW_IMAGES)]
     return np.stack((given + mirrored[: FEW_IMAGES // 2] + natural)[:FEW_IMAGES])
 
 
-def natural_image(config: ModelConfig, seed: int) -> NDArray[np.float64]:
-    """A random image with the 1/f amplitude spectrum of photographs and correlated channels.
+def natural_image(config: ModelConfig, seed: int, vivid: bool = False) -> NDArray[np.float64]:
+    """A random image with the 1/f amplitude spectrum of photographs; the channels are correlated like those of
+    photographs, or independent and of high contrast if ``vivid``, for large even areas of pure colours.
 
     Source: Field, Relations between the statistics of natural images, J. Opt. Soc. Am. A 4 (1987).
     """
@@ -191,6 +195,7 @@ def natural_image(config: ModelConfig, seed: int) -> NDArray[np.float64]:
     frequency[0, 0] = 1.0
     noise = random.standard_normal((c.channels + 1, c.height, c.width))
     planes = np.fft.ifft2(np.fft.fft2(noise) / frequency).real
-    image = 0.8 * planes[:1] + 0.4 * planes[1:]
-    image = 0.45 + 0.2 * (image - image.mean()) / max(image.std(), 1e-9)
+    image = planes[1:] if vivid else 0.8 * planes[:1] + 0.4 * planes[1:]
+    contrast = VIVID_CONTRAST if vivid else CONTRAST
+    image = 0.45 + contrast * (image - image.mean()) / max(image.std(), 1e-9)
     return np.clip(image, 0.0, 1 - 2.0**-15)

@@ -77,6 +77,7 @@ def run(path: Path | str, images: int = 32, waves: bool = False, tick: Tick = qu
     files = {"model": inputs.model_path(inputs.NANO), "test images": inputs.packaged("multimnist-test.npz")}
     with output.directory(path) as folder, GoldenAnswers(program, pictures) as golden:
         api.save_build(program, folder / "build", inputs=files, extra={"model_file": inputs.NANO})
+        tick("float model on all test images", None)
         floats = np.stack([a.argmax(axis=1) for a in api.reference_batch(model, pictures)], axis=1)
         shown, tasks = pictures[:images], range(len(model.config.tasks))
         runs = api.simulate(

@@ -141,3 +141,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def cache() -> Path:
+    """Where generated Verilog and simulators are kept: $EDGEMOE_CACHE, or edgemoe/ in the user's cache folder."""
+    named = os.environ.get("EDGEMOE_CACHE")
+    general = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(general) / "edgemoe"

@@ -50,9 +50,10 @@ GATE_LIMIT = 32639
 MIN_SHARED_SHIFT = 10
 """The exponent of K (or V), at most 8, lowers the shift of scores (or of the attention output)."""
 
-HEADROOM = 2.0
-"""How far a value of an unseen image may exceed the calibration's before it clips."""
-RESIDUAL_HEADROOM = 1.25
+HEADROOM = {"w8a16": 2.0, "w16a16": 1.5}
+"""How far a value of an unseen image may exceed the calibration's before it clips. Beside 8-bit weights a bit
+of an activation costs nothing."""
+RESIDUAL_HEADROOM = 1.1
 """The same for the residual, whose peaks are the model's own (they hardly vary between images), and whose
 rounding is the largest error of the 16-bit profile."""
 
@@ -214,9 +215,9 @@ def fraction_bits(magnitude: float, headroom: float, allowed: range = FRACS) -> 
     return min(max(frac, allowed[0]), allowed[-1])
 
 
-def _hidden_frac(statistics: Statistics) -> int:
+def _hidden_frac(statistics: Statistics, headroom: float) -> int:
     # Below 0 a clipped value is harmless: GELU is 0 there up to 1 ulp.
-    return fraction_bits(max(statistics.high, 0.0), HEADROOM, GELU_FRACS)
+    return fraction_bits(max(statistics.high, 0.0), headroom, GELU_FRACS)
 
 
 def residual_fracs(magnitudes: Sequence[float], headroom: float, highest: int) -> list[int]:
@@ -424,6 +425,7 @@ class _Quantizer:
         self.profile, self.b_bits = profile, PROFILES[profile]
         self.limit = (1 << (self.b_bits - 1)) - 1
         self.statistics, self.moments = calibration.statistics, calibration.moments
+        self.headroom = HEADROOM[profile]
         self.formats: dict[str, int] = {"image": IMAGE_FRAC}
         self.factors: dict[str, NDArray[np.float64]] = {}
         self._residuals()
@@ -436,14 +438,14 @@ class _Quantizer:
 
     def _set(self, name: str) -> None:
         """Power-of-two format."""
-        self.formats[name] = fraction_bits(self.statistics[name].magnitude, HEADROOM)
+        self.formats[name] = fraction_bits(self.statistics[name].magnitude, self.headroom)
 
     def _set_factors(self, name: str, factors: Array) -> None:
         """Format with a factor per channel, such that every head's largest value has exactly the headroom."""
         peak = self.statistics[name].peak.reshape(self.config.heads, -1)
         factors = factors.reshape(self.config.heads, -1)
         largest = (peak * factors).max(axis=1, keepdims=True)
-        limit = ((1 << (A_BITS - 1)) - 1) / HEADROOM
+        limit = ((1 << (A_BITS - 1)) - 1) / self.headroom
         factors = factors * limit / np.where(largest > 0, largest, 1.0)
         self._set(name)
         self.factors[name] = factors.ravel() / 2.0 ** self.formats[name]
@@ -488,10 +490,9 @@ class _Quantizer:
             mean, covariance = self.moments[source].mean, self.moments[source].covariance
         else:
             return None
-        variance = _mean_variance(covariance)
-        if variance <= 0:
-            return None
-        return Inputs(mean, covariance + DAMPING * variance * np.eye(len(covariance)))
+        # The second term outweighs what is left of the mean in the covariance of constants.
+        damping = DAMPING * max(_mean_variance(covariance), 0.0) + 1e-9 * float(mean @ mean) / len(mean)
+        return Inputs(mean, covariance + damping * np.eye(len(mean))) if damping > 0 else None
 
     def _expert_moments(self, source: str, own: Moments | None) -> tuple[Array, Array]:
         """Mean and covariance of an expert's inputs, drawn towards those of all tokens and a mean of 0."""
@@ -571,7 +572,7 @@ class _Quantizer:
         w2, b2 = (self.model[f"{name}.{kind}.fc2.{part}"] for part in ("weight", "bias"))
         source, hidden = f"l{i}_norm2", f"l{i}_hidden"
         self._set(source)
-        frac = _hidden_frac(self.statistics[f"l{i}_fc1"])
+        frac = _hidden_frac(self.statistics[f"l{i}_fc1"], self.headroom)
         self.formats[f"l{i}_fc1"] = self.formats[hidden] = frac
         parts: dict[str, Any] = {
             "norm2": self._norm(f"{name}.norm2", source, self.formats[f"l{i}_post_attn"]),

@@ -76,7 +76,7 @@ def normal_cdf(x: ArrayLike) -> NDArray[np.float64]:
     result = table[-1][index]
     for coefficients in table[-2::-1]:
         result = result * t + coefficients[index]
-    return result
+    return np.where(x < -8.5, 0.0, result)
 
 
 def gelu(x: ArrayLike) -> NDArray[np.float64]:

@@ -42,7 +42,8 @@ def awaken(text: str) -> str:
     Yosys puts a dummy register into the blocks whose initialisation, an event in Verilog, triggers them.
     In SystemVerilog it is none, and outputs would stay undefined until a register changes.
     """
-    return re.sub(r"reg (\\\$auto\$\S+) +(= \S+);", r"reg \1 ;\n  initial \1 <\2;", text)
+    quiet = "/* verilator lint_off INITIALDLY */\n"
+    return quiet + re.sub(r"reg (\\\$auto\$\S+) +(= \S+);", r"reg \1 ;\n  initial \1 <\2;", text)
 
 
 def generate(hardware: HardwareConfig, directory: Path | str, testbench=None,

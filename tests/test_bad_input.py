@@ -40,6 +40,8 @@ def run(tmp_path, capsys):
         (["demo", "--images", "0"], ["--images", "1..", "0"]),
         (["demo", "--images", "1000"], ["--images", "1000"]),
         (["perf", "x", "--routing", "random"], ["--routing", "balanced", "random"]),
+        (["perf", "x", "--routing", "one", "--image", "nano:0"], ["--routing", "--image"]),
+        (["compile", "nano", "--hardware", "nano", "--pixel-bytes", "3", "-o", "x"], ["--pixel-bytes", "3"]),
         (["verilog", "--hardware", "nano"], ["--output"]),
     ],
 )
@@ -221,7 +223,7 @@ def test_calibration_is_needed(run, tmp_path, model):
 # -- builds and outputs -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["golden", "sim", "compare"])
+@pytest.mark.parametrize("verb", ["golden", "sim", "compare", "perf"])
 def test_directory_that_is_no_build(run, tmp_path, verb):
     message = run(BAD, verb, tmp_path, "--image", "nano:0")
     assert "edgemoe compile" in message

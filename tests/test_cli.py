@@ -130,6 +130,26 @@ def test_compile_fit_raises_the_capacities(tmp_path):
     assert manifest["configuration"]["hardware"]["dim"] >= 80
 
 
+def test_perf(tmp_path, capsys):
+    build = tmp_path / "build"
+    assert main(["compile", "nano", "--hardware", "nano", "-o", str(build)]) == 0
+    cycles = {}
+    for argv in (
+        ["--image", "nano:3", "--task", "right"],
+        ["--routing", "one"],
+        ["--routing", "balanced"],
+        [],
+    ):
+        assert main(["perf", str(build), *argv, "--json", str(tmp_path / "p.json")]) == 0
+        values = report(tmp_path / "p.json")
+        assert sum(d["cycles"] for d in values["descriptors"]) == values["cycles"]
+        assert sum(d["bytes"] for d in values["descriptors"]) == values["external_bytes"]
+        assert 0.3 < values["mac_utilisation"] < 1
+        cycles["".join(argv[-1:])] = values["external_bytes"]
+    assert cycles["one"] < cycles["balanced"] == cycles[""]
+    assert "l1_scores_h2" in capsys.readouterr().out
+
+
 def test_doctor(tmp_path, capsys):
     assert main(["doctor", "--json", str(tmp_path / "d.json")]) == 0
     values = report(tmp_path / "d.json")
@@ -146,3 +166,10 @@ def test_interrupt_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(verbs, "doctor", interrupt)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "edgemoe: interrupted\n"
+
+
+def test_a_missing_package_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.delitem(sys.modules, "safetensors.numpy", raising=False)
+    assert main(["info", "nano"]) == 3
+    assert "safetensors" in capsys.readouterr().err

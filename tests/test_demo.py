@@ -95,7 +95,13 @@ def test_demo(tmp_path, capsys):
     assert min(values["accuracy_float"] + values["accuracy_golden"]) > 0.9
     assert 0.3 < values["mac_utilisation"] <= 1 and values["cycles_per_image"] > 70_000
     assert all(a["gateware"] == a["golden"] for r in values["results"] for a in r["answers"])
-    assert {p.name for p in out.iterdir()} == {"demo.json", "report.html", "manifest.json", "build", "verilog"}
+    assert {p.name for p in out.iterdir()} == {
+        "demo.json",
+        "report.html",
+        "manifest.json",
+        "build",
+        "verilog",
+    }
     assert (out / "verilog" / "accelerator.v").stat().st_size > 100_000
     manifest = json.loads((out / "manifest.json").read_text())
     assert set(manifest["inputs"]) == {"model", "test images"}
@@ -106,7 +112,9 @@ def test_demo(tmp_path, capsys):
 def test_a_mismatch_ends_with_1_and_names_the_first_difference(tmp_path, capsys, monkeypatch):
     def broken(program, images, tasks, runs, tick=api.quiet):
         found = check(program, images, tasks, runs, tick)
-        return replace(found, mismatches=2, first="descriptor 4, tensor l0_q, token 3, channel 5: golden 7, gateware 8")
+        return replace(
+            found, mismatches=2, first="descriptor 4, tensor l0_q, token 3, channel 5: golden 7, gateware 8"
+        )
 
     check = api.check
     monkeypatch.setattr(api, "check", broken)

@@ -53,7 +53,9 @@ def test_a_broken_line_of_verilog_is_a_difference_that_is_named(build, tmp_path,
     argv = ["sim", str(build), "--image", "nano:5", "--verilog", str(tmp_path / "v")]
     assert main([*argv, "--json", str(tmp_path / "s.json")]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"descriptor 2 \(PRODUCT\), embed\[\d+, 3\]: .*golden -?\d+, gateware -?\d+", message), message
+    assert re.search(r"descriptor 2 \(PRODUCT\), embed\[\d+, 3\]: .*golden -?\d+, gateware -?\d+", message), (
+        message
+    )
     assert json.loads((tmp_path / "s.json").read_text())["mismatches"] > 1000
 
 
@@ -78,4 +80,6 @@ def test_wrong_verilog_is_bad_input(build, tmp_path, capsys):
     assert main([*argv, str(tmp_path)]) == 2
     (tmp_path / "accelerator.v").write_text("module other(); endmodule\n")
     assert main([*argv, str(tmp_path)]) == 2
-    assert all("edgemoe verilog" in line for line in capsys.readouterr().err.splitlines() if "edgemoe:" in line)
+    assert all(
+        "edgemoe verilog" in line for line in capsys.readouterr().err.splitlines() if "edgemoe:" in line
+    )

@@ -37,7 +37,7 @@ ALLOWED = {
     "quantize": NUMBERS | {"config"} | MODEL,
     "compile": NUMBERS | UNITS | LAYOUT | MODEL | FILES_OUT,
     "golden": NUMBERS | UNITS | LAYOUT | {"reference"},
-    "perf": NUMBERS | UNITS | LAYOUT | {"golden"},
+    "perf": NUMBERS | UNITS | LAYOUT | {"golden", "core"},
     "core": GATEWARE,
     "periph": GATEWARE,
     "verilog": GATEWARE | FILES_OUT | {"simulation"},

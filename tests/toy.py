@@ -27,7 +27,8 @@ class Toy(wiring.Component):
     Parameters
     ----------
     fault : str
-        ``hang`` (never done), ``range`` (reads beyond the memory), ``error`` (ends with error code 2) or none.
+        ``hang`` (never done), ``range`` (reads beyond the memory), ``error`` (ends with error code 2), ``rule`` (a
+        request that changes while it waits), ``unread`` (a request whose data are not taken), ``twice`` (done) or none.
     """
 
     def __init__(self, hardware=HARDWARE, fault=""):
@@ -64,6 +65,10 @@ class Toy(wiring.Component):
                 rest = WORDS - index
                 length = Mux(rest > MAX_BURST, MAX_BURST, rest)
                 start = control.image + position + (1 << 20 if self.fault == "range" else 0)
+                if self.fault == "rule":
+                    changing = Signal(16)
+                    m.d.sync += changing.eq(changing + 1)
+                    start = start + (changing & 1)
                 m.d.comb += [
                     memory.read_request.valid.eq(1),
                     memory.read_request.payload.address.eq(start),
@@ -93,7 +98,16 @@ class Toy(wiring.Component):
                         with m.If(image == control.images - 1):
                             m.next = "DONE"
             with m.State("DONE"):
-                if self.fault != "hang":
+                last = Signal()
+                m.d.sync += last.eq(1)
+                if self.fault == "unread":
+                    m.d.comb += memory.read_request.valid.eq(~last)
+                if self.fault == "twice":
+                    m.d.sync += done.eq(1)
+                    with m.If(last):
+                        m.d.sync += control.busy.eq(0)
+                        m.next = "IDLE"
+                elif self.fault != "hang":
                     m.d.sync += [
                         done.eq(1),
                         control.busy.eq(0),

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edgemoe.errors import BadInput, EdgemoeError
+from edgemoe.errors import BadInput, EdgemoeError, ToolMissing
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments) or 0
     except EdgemoeError as error:
         return _fail(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "edgemoe").split(".")[0] == "edgemoe":
+            raise
+        return _fail(ToolMissing(f"the Python package {error.name} is missing; see `edgemoe doctor`"))
     except OSError as error:
         if error.filename is None:
             raise

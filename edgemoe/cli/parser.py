@@ -45,7 +45,9 @@ class Parser(argparse.ArgumentParser):
             )
             near = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            self.error(f"{what or action.metavar} must be one of {', '.join(choices)}; found {value!r}{hint}")
+            self.error(
+                f"{what or action.metavar} must be one of {', '.join(map(str, choices))}; found {value!r}{hint}"
+            )
 
     def _suggestion(self, argument: str) -> str:
         options = [name for action in self._actions for name in action.option_strings]
@@ -156,7 +158,9 @@ def _compare(p: Parser) -> None:
     p.add_argument(
         "--verilog", metavar="DIR", type=Path, help="simulate the Verilog in DIR, not the generated one"
     )
-    p.add_argument("--model", metavar="MODEL", help="the float model, if it is not where BUILD was compiled from")
+    p.add_argument(
+        "--model", metavar="MODEL", help="the float model, if it is not where BUILD was compiled from"
+    )
     p.add_argument("--no-gateware", action="store_true", help="compare reference and golden machine only")
 
 

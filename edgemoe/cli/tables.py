@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from edgemoe.cli import show
+
+if TYPE_CHECKING:
+    from edgemoe.perf import Prediction
 
 SOURCES = ("truth", "float", "golden", "gateware")
 
@@ -86,3 +89,23 @@ def accuracy(rows: list[dict[str, Any]], gateware: dict[str, list[int]] | None) 
 def _whole(name: str) -> str:
     """``l1_scores_h2`` and ``l1_hidden_e5`` are parts of ``l1_scores`` and ``l1_hidden``."""
     return re.sub(r"_[he]\d+$", "", name)
+
+
+def perf(found: Prediction) -> Table:
+    """Predicted cycles by descriptor, and where they go."""
+    table = show.table(">", "descriptor", "writes", ">cycles", ">share", ">bytes", ">multiplying", ">padding",
+                       ">weights late", ">operands late", ">other")  # fmt: skip
+    for cost in found.descriptors:
+        parts = (cost.busy, cost.padding, cost.weights, cost.activations, cost.drain)
+        share = show.percent(cost.cycles / found.cycles)
+        cells = [show.count(part) if round(part) else "" for part in parts]
+        table.add_row(
+            str(cost.number),
+            cost.op,
+            cost.name,
+            show.count(cost.cycles),
+            share,
+            show.count(cost.bytes),
+            *cells,
+        )
+    return table

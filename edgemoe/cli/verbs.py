@@ -270,6 +270,35 @@ def compare(arguments: Namespace) -> int:
     return 0
 
 
+def perf(arguments: Namespace) -> int:
+    """`edgemoe perf BUILD [--image F --task T | --routing R]`."""
+    from dataclasses import asdict
+
+    from edgemoe import api, inputs
+    from edgemoe.cli import tables
+
+    if arguments.image and arguments.routing:
+        raise BadInput(
+            "--image and --routing exclude each other: an image has its own routing; leave one out"
+        )
+    build = api.load_build(arguments.build)
+    task = inputs.task(arguments.task, build.model)
+    image = inputs.image(arguments.image, build.model) if arguments.image else None
+    found = api.perf(build, image=image, task=task, routing=arguments.routing or "balanced")
+    show.console().print(tables.perf(found))
+    routing = (
+        f"the routing of {arguments.image}"
+        if arguments.image
+        else f"{arguments.routing or 'balanced'} routing"
+    )
+    show.say(
+        f"\n{build.model.name} on {build.hardware.name}, {routing}: {show.count(found.cycles)} cycles, MAC utilisation "
+        f"{show.percent(found.mac_utilisation)}, {show.size(found.external_bytes)} of external memory"
+    )
+    write_report(arguments, {"model": build.model.name, "hardware": build.hardware.name, **asdict(found)})
+    return 0
+
+
 def _check_outputs(*paths: Any) -> None:
     """Refuse files that cannot be written before the work, not after it."""
     from edgemoe import output
@@ -327,6 +356,7 @@ def doctor(arguments: Namespace) -> int:
     from rich.markup import escape
 
     from edgemoe import doctor as examiner
+    from edgemoe import output
     from edgemoe.errors import ToolMissing
 
     findings = examiner.examine()
@@ -341,6 +371,7 @@ def doctor(arguments: Namespace) -> int:
             escape("" if f.version else f.tool.remedy),
         )
     show.console().print(table)
+    show.say(f"\nbuilt simulators are kept in {output.cache()} (variable EDGEMOE_CACHE)")
     write_report(arguments, examiner.report(findings))
     missing = [f.tool for f in findings if f.missing]
     if missing:

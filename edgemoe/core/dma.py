@@ -51,7 +51,7 @@ class BurstReader(wiring.Component):
         The words of all commands in order.
 
     Throughput: one word per cycle for regions of whole bursts of at least 2 words, as long as ``depth -
-    burst`` covers the memory's latency; a command takes 2 cycles and 2 per burst. Commands follow each
+    burst`` covers the memory's latency; a command takes at most 3 cycles and 2 per burst. Commands follow each
     other without waiting for data. Latency from ``data`` to ``o`` 3 cycles.
     """
 
@@ -100,7 +100,7 @@ class BurstReader(wiring.Component):
                 many = left[k:].any()
                 m.d.sync += [
                     size.eq(Mux(many, self.burst, left[:k])),
-                    last.eq(~many | (left == self.burst)),
+                    last.eq(~many),
                 ]
                 m.next = "ASK"
                 with m.If(left == 0):

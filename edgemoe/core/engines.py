@@ -67,7 +67,7 @@ class NormEngine(wiring.Component):
         super().__init__(
             {
                 "job": In(stream.Signature(norm_job_layout())),
-                "parameter": In(self.norm.parameters.signature),
+                "parameter": In(stream.Signature(self.norm.parameters.payload.shape())),
                 "progress": In(PROGRESS),
                 "yield_read": In(1),
                 "read": Out(ReadPort(hardware)),
@@ -79,7 +79,6 @@ class NormEngine(wiring.Component):
                 "record_valid": Out(1),
             }
         )
-        self.parameter_signature = self.norm.parameters.signature
 
     def elaborate(self, platform) -> Module:
         m = Module()

@@ -138,13 +138,16 @@ class Walk(wiring.Component):
         row_first = Signal(16, reset_less=True)  # that of the first patch of the row of patches
         position = Signal(16 + k, reset_less=True)  # lanes from the start of the patch to the run
         position_first = Signal(16 + k, reset_less=True)  # that of the channel
-        chunk = Signal(16, reset_less=True)  # whole words of this run before this piece
+        word = Signal(16, reset_less=True)  # the same, and the whole words of the run before this piece
         linear = Signal(reset_less=True)
 
         patch_end = run[k:] == 0
         ends = [counters[name] == 0 for name in ("grid_x", "patch_y", "grid_y", "channels")]
         row_next = row + job.d_stride
         position_next = position + job.segment
+
+        def patch(first: Value) -> None:
+            m.d.sync += [row.eq(first), word.eq(first)]
 
         def restart(*names: str) -> None:
             m.d.sync += [counters[name].eq(less[name]) for name in names]
@@ -164,12 +167,11 @@ class Walk(wiring.Component):
                     linear.eq(job.op == Op.LOAD),
                     words_left.eq(words - 1),
                     run.eq(job.patch_x - 1),
-                    row.eq(job.d_base),
                     row_first.eq(job.d_base),
                     position.eq(0),
                     position_first.eq(0),
-                    chunk.eq(0),
                 ]
+                patch(job.d_base)
                 m.next = "WALK"
                 some_words, some_pixels = words != 0, Cat(job[name].any() for name in less).all()
                 with m.If(~Mux(job.op == Op.LOAD, some_words, some_pixels)):
@@ -179,12 +181,12 @@ class Walk(wiring.Component):
                 with m.If(o.ready | ~o.valid):
                     m.d.sync += [
                         o.valid.eq(1),
-                        o.payload.address.eq(row + (position >> k) + chunk),
+                        o.payload.address.eq(word + (position >> k)),
                         o.payload.lane.eq(position),
                         o.payload.extra.eq(Mux(patch_end, run, lanes - 1)),
                         o.payload.final.eq(patch_end & Cat(ends).all()),
                         run.eq(run - lanes),
-                        chunk.eq(chunk + 1),
+                        word.eq(word + 1),
                     ]
                     with m.If(linear):
                         m.d.sync += [
@@ -196,28 +198,28 @@ class Walk(wiring.Component):
                         with m.If(words_left == 0):
                             m.next = "IDLE"
                     with m.Elif(patch_end):
-                        m.d.sync += [run.eq(less["patch_x"]), chunk.eq(0)]
-                        m.d.sync += [counters["grid_x"].eq(counters["grid_x"] - 1), row.eq(row_next)]
+                        m.d.sync += [run.eq(less["patch_x"]), counters["grid_x"].eq(counters["grid_x"] - 1)]
+                        patch(row_next)
                         with m.If(ends[0]):
                             restart("grid_x")
+                            patch(row_first)
                             m.d.sync += [
                                 counters["patch_y"].eq(counters["patch_y"] - 1),
-                                row.eq(row_first),
                                 position.eq(position_next),
                             ]
                         with m.If(Cat(ends[:2]).all()):
                             restart("patch_y")
+                            patch(row_next)
                             m.d.sync += [
                                 counters["grid_y"].eq(counters["grid_y"] - 1),
-                                row.eq(row_next),
                                 row_first.eq(row_next),
                                 position.eq(position_first),
                             ]
                         with m.If(Cat(ends[:3]).all()):
                             restart("grid_y")
+                            patch(job.d_base)
                             m.d.sync += [
                                 counters["channels"].eq(counters["channels"] - 1),
-                                row.eq(job.d_base),
                                 row_first.eq(job.d_base),
                                 position.eq(position_next),
                                 position_first.eq(position_next),
@@ -232,8 +234,8 @@ class Aligner(wiring.Component):
 
     Parameters
     ----------
-    lanes : int
-        Pixels of a chunk.
+    hardware : HardwareConfig
+        Its ``in_lanes`` are the pixels of a chunk.
 
     Members
     -------

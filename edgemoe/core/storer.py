@@ -47,8 +47,8 @@ class Storer(wiring.Component):
     done : Out(1)
         Pulse, after the last word of a job was accepted.
 
-    Throughput: one activation word or one port word per cycle, whichever is wider. Latency `LATENCY` or a cycle
-    less from the job to the first word.
+    Throughput: one activation word or one port word per cycle, whichever is wider. Latency from the job to the
+    first word: `LATENCY`, 1 less where both words are equal, 1 more for each further activation word in a port word.
     """
 
     LATENCY = READ_LATENCY + Fifo.LATENCY + 5

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from bench import STALLS, run
 
+from bench import STALLS, run
 from edgemoe.units.gelu import Gelu, GeluSpec, cycles, gelu
 
 SPEC = GeluSpec()

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from bench import STALLS, run
 
+from bench import STALLS, run
 from edgemoe.interpolation import Interpolation, Interpolator, cycles, interpolate
 
 

@@ -6,12 +6,14 @@ from amaranth.back import verilog
 from amaranth.hdl import Module, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from bench import STALLS, run
+from amaranth.sim import Simulator
 
+from bench import STALLS, run
 from edgemoe.numeric import ceil_div
 from edgemoe.units.layernorm import (
     LayerNorm,
     LayerNormSpec,
+    RowScalars,
     cycles,
     epsilon_term,
     inverse_sigma,
@@ -199,18 +201,30 @@ def test_blocked_output_loses_nothing():
 
 
 def test_mantissa_is_saturated():
-    """A variance for which 1/sigma rounds up to the next power of two."""
-    rng = np.random.default_rng(6)
-    spec, dim, jobs = LayerNormSpec(8, 8, 24), 21, []
-    target = 1806325
-    assert inverse_sigma(target, dim, spec)[0] == (1 << 16) - 1
-    for _ in range(10):
-        job = random_job(rng, dim, 1)
-        job["x"] = np.rint(rng.normal(0, 50, (1, dim))).astype(np.int64)
-        job["eps_term"] = int(target - dim * (job["x"] ** 2).sum() + job["x"].sum() ** 2)
-        assert job["eps_term"] >= 0
-        jobs.append(job | {"gamma": np.full(dim, 2), "beta": np.zeros(dim, np.int64), "shift": 0})
-    check(spec, 8, jobs)
+    """Variances for which 1/sigma rounds up to the next power of two give the largest mantissa."""
+    spec, dim, variances = LayerNormSpec(8, 8, 24), 21, (1806319, 1806325, 1806400, 1)
+    dut, factors = RowScalars(spec), []
+
+    async def bench(ctx):
+        ctx.set(dut.dim, dim)
+        for variance in variances:
+            ctx.set(dut.eps_term, variance)
+            await ctx.tick().repeat(4)
+            ctx.set(dut.start, 1)
+            await ctx.tick()
+            ctx.set(dut.start, 0)
+            factors.append(await ctx.tick().sample(dut.factor).until(dut.valid))
+            ctx.set(dut.take, 1)
+            await ctx.tick()
+            ctx.set(dut.take, 0)
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    expected = inverse_sigma(variances, dim, spec)[0].tolist()
+    assert [int(f) for (f,) in factors] == expected
+    assert expected[1] == (1 << 16) - 1
 
 
 def test_converts_to_verilog():

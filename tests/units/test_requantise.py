@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from bench import STALLS, run
 
+from bench import STALLS, run
 from edgemoe.units.requantise import ChannelParameter, Mode, Requantise, RequantiseSpec, cycles, requantise
 
 SPEC = RequantiseSpec(acc_bits=38)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from bench import STALLS, run
 
+from bench import STALLS, run
 from edgemoe.units.residual import Residual, ResidualSpec, accumulate, cycles
 
 EDGES_X = [-(1 << 15), (1 << 15) - 1, 0, -1, 1, 3, -3]

@@ -9,10 +9,10 @@ import pytest
 from amaranth.back import verilog
 from amaranth.hdl import Fragment
 from amaranth.sim import Simulator
-from bench import STALLS, plain
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import STALLS, plain
 from edgemoe.units import softmax
 from edgemoe.units.router import Router, RouterSpec, cycles, queues, route
 
