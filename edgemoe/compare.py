@@ -364,7 +364,8 @@ def _check_addresses(found: _Elements, write: golden.Write | None, shape: tuple[
     """``(count, first)`` of the product records that went to a wrong word, or None."""
     if write is None or found.address is None:
         return None
-    row, channel = found.address_row, found.address_channel
+    row, channel, cycles = found.address_row, found.address_channel, found.address_cycle
+    assert row is not None and channel is not None and cycles is not None
     valid = (row >= 0) & (channel < shape[1])
     row, channel = row[valid], channel[valid]
     if write.transposed:
@@ -375,7 +376,7 @@ def _check_addresses(found: _Elements, write: golden.Write | None, shape: tuple[
     if not len(hits):
         return None
     i = hits[0]
-    cycle = int(found.address_cycle[valid][i])
+    cycle = int(cycles[valid][i])
     return len(hits), (
         "address",
         int(row[i]),

@@ -200,12 +200,19 @@ class Machine:
             for number, descriptor in enumerate(self.program):
                 self.number = number
                 if descriptor.op != Op.END:
-                    self.operations[Op(descriptor.op)](descriptor)
+                    self._execute(descriptor)
             self.result.routes += self.decisions
             if self.writes is not None:
                 self.result.trace.append(self.writes)
         self.result.output = bytes(self.output)
         return self.result
+
+    def _execute(self, d: Descriptor) -> None:
+        """One descriptor; a value that a unit does not take (the hardware computes something) is an error, too."""
+        try:
+            self.operations[Op(d.op)](d)
+        except ValueError as error:
+            raise self._fail(Error.CAPACITY, str(error)) from None
 
     # -- state --------------------------------------------------------------------------------
 
@@ -673,9 +680,9 @@ class Tensors:
         """Real channels, dequantised."""
         if tensor.name == "head":
             stored = self.program.stored("logits")
-            return values[:, : self.model.classes[self.task]] * 2.0 ** -stored.fracs[self.task]
+            return values[:, : self.model.classes[self.task]] * np.float64(2.0 ** -stored.fracs[self.task])
         channels = list(tensor.channels) or slice(0, self.model.dim)
-        return values[:, channels] * 2.0**-tensor.frac / (np.array(tensor.factor) if tensor.factor else 1.0)
+        return values[:, channels] * 2.0**-tensor.frac / np.asarray(tensor.factor or 1.0, np.float64)
 
     def _stack(self, name: str, values: NDArray[np.float64], axis: int) -> None:
         """Keep a tensor; heads ``_h0``, ``_h1``, ... are put together along ``axis``."""
@@ -690,7 +697,7 @@ class Tensors:
         rows = write.rows + (self.model.tokens - len(write.rows))
         self.x[rows] = write.values
         self.out[tensor.name] = self.x * 2.0**-tensor.frac
-        if tensor.name.endswith("_post_attn"):
+        if write.addends is not None and tensor.name.endswith("_post_attn"):
             self.out[tensor.name.replace("post_attn", "proj")] = write.addends * 2.0**-tensor.frac
 
     def _expert(self, write: Write, d: Descriptor, tensor: Tensor) -> None:
@@ -702,7 +709,7 @@ class Tensors:
             self.x[write.rows] = write.values
             self.out[name] = self.x * 2.0**-tensor.frac
             name = name.replace("post_mlp", "expert" if mixture else "mlp")
-        values = (write.addends if part else write.values) * 2.0**-tensor.frac
+        values = (write.values if write.addends is None or not part else write.addends) * 2.0**-tensor.frac
         if not mixture and part:
             self.out[name] = self.out.get(name, 0) + values
         elif not mixture:

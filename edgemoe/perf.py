@@ -24,19 +24,19 @@ from numpy.typing import ArrayLike
 from edgemoe.config import HardwareConfig, ModelConfig
 from edgemoe.core import fetch, loader, sequencer, writer
 from edgemoe.core.activation import READ_LATENCY
-from edgemoe.core.dma import WeightDma
 from edgemoe.core.fifo import Fifo
+from edgemoe.core.interface import MAX_BURST
 from edgemoe.errors import BadInput
 from edgemoe.isa import DESCRIPTOR_BYTES, Descriptor, Dest, Op, Source, Wait
 from edgemoe.memmap import PARAMETER_BYTES, parameter_block_bytes, rows_bytes
 from edgemoe.numeric import IntArray, ceil_div
 from edgemoe.program import Program
-from edgemoe.units import layernorm, router
+from edgemoe.units import layernorm, requantise, router
 from edgemoe.units.gelu import Gelu
 from edgemoe.units.matmul import MatmulSpec
-from edgemoe.units.requantise import Requantise, RequantiseSpec
+from edgemoe.units.requantise import RequantiseSpec
 from edgemoe.units.residual import Residual
-from edgemoe.units.softmax import Reciprocal, SoftmaxSpec, Weigher
+from edgemoe.units.softmax import SoftmaxSpec, Weigher, reciprocal_cycles
 
 START, STOP = 3, 2
 """Cycles from the start pulse, or from an image's END, to the fetch's first request; from the last END to done."""
@@ -46,6 +46,10 @@ MAX_PENDING = 4
 """Descriptors of products under way at most."""
 CLIENTS = 3
 """Readers of the memory port: fetch, weight DMA, loader."""
+READY = 3
+"""Fill words behind the gearbox: its own, and two in a buffer."""
+WRITTEN = 8
+"""Port words that the model writes at a time."""
 CHUNK = 32
 """Fill words that the model moves at a time."""
 FULL = 1024
@@ -119,13 +123,16 @@ def predict(
 
     Args:
         routes: of every image, or one for all; None is `routing` ``balanced``.
-        task: which logits count as useful; nothing else depends on it but through ``routes``.
+        task: index. All tasks cost the same but for their routes, so it is only checked.
         bandwidth: of the external memory, in port words per 1024 cycles, reads and writes together.
         latency: cycles from a request to its first word.
 
     Raises:
-        BadInput: routes that are not the model's, or a bandwidth or latency that no memory has.
+        BadInput: routes or a task that are not the model's, a bandwidth or latency that no memory has, or a program
+            in which a descriptor waits for what never comes.
     """
+    if not 0 <= task < len(program.model.tasks):
+        raise BadInput(f"task must be 0..{len(program.model.tasks) - 1}, found {task}")
     if not 1 <= bandwidth <= FULL:
         raise BadInput(f"bandwidth must be 1..{FULL} port words per {FULL} cycles, found {bandwidth}")
     if latency < 1:
@@ -206,11 +213,11 @@ class Timing:
     def __init__(self, hardware: HardwareConfig) -> None:
         register = state = 1
         self.interval = writer.interval(hardware)
-        self.groups = hardware.out_lanes // hardware.post_lanes
-        """Writes that the results of a step take."""
+        """Cycles that the results of a step take."""
         array = MatmulSpec(hardware.in_lanes, hardware.out_lanes, hardware.b_bits, hardware.acc_bits)
         softmax = SoftmaxSpec(b_bits=hardware.b_bits)
-        requantise = Requantise(RequantiseSpec(hardware.acc_bits), 1).latency
+        requantised = requantise.cycles(RequantiseSpec(hardware.acc_bits), 0)
+        reciprocal = reciprocal_cycles(softmax, 0)
 
         # reader: job, tokens, queue; then a word's way to the array
         tokens = 4 * register
@@ -223,7 +230,7 @@ class Timing:
         self.to_fork = to_weigher + Weigher.latency - 1
         """From the issue of a word to where its weight and its part of the sum separate."""
         levels = max((hardware.in_lanes - 1).bit_length(), 1)
-        self.sum_to_factor = levels + register + Reciprocal(softmax).latency + register
+        self.sum_to_factor = levels + register + reciprocal + register
         """From the last word of a weighted row at the fork to its 1/d, for which it waits."""
 
         # array and writer
@@ -232,9 +239,9 @@ class Timing:
         """From the last beat of a step to the writer."""
         held, parameters = 2 * register, 2 * register
         to_requantise = self.to_take + held + parameters
-        self.to_write = to_requantise + requantise + Gelu.latency + Residual.latency + 2 * register
+        self.to_write = to_requantise + requantised + Gelu.latency + Residual.latency + 2 * register
         """From the last beat of a step to its first write."""
-        self.to_residual = to_requantise + requantise + Gelu.latency - READ_LATENCY - 2 * register
+        self.to_residual = to_requantise + requantised + Gelu.latency - READ_LATENCY - 2 * register
         """From the last beat of a step to the first cycle in which x is not read for layer norm."""
         self.settle = writer.SETTLE + register
         """From the last write of a product to its descriptor's completion."""
@@ -253,13 +260,15 @@ class Timing:
             hardware.in_lanes, hardware.tokens, hardware.experts, min(hardware.top_k, hardware.experts)
         )
         response = 2 * register + READ_LATENCY + Fifo.LATENCY
-        self.route = partial(router.cycles, spec, response=response, divide=Reciprocal(softmax).latency)
+        self.route = partial(router.cycles, spec, response=response, divide=reciprocal)
 
         # loading: queue; gearbox if widths differ, packed, ring, two of the aligner
         gearbox = register if hardware.port_bytes != 2 * hardware.in_lanes else 0
         self.from_queue = gearbox + 4 * register
         self.to_store = 2 * state + register + READ_LATENCY + Fifo.LATENCY + gearbox + register
-        self.weights = WeightDma(hardware).latency
+        gearbox = register if hardware.port_bytes != hardware.fill_bytes else 0
+        self.weights = Fifo.LATENCY + gearbox + register
+        """From the last port word of a fill word to the filler."""
         self.fetched = Fifo.LATENCY + 2 * register
         """From the last word of a descriptor to the cycle in which the fetch lets it go."""
 
@@ -311,11 +320,16 @@ class _Clock:
 
 @dataclass
 class _Burst:
-    """Words of the memory: the first and the last cycle in which one comes, evenly in between."""
+    """Words of the memory; once data come, the first and the last cycle in which they do, evenly in between."""
 
     words: int
-    first: int
-    last: int
+    accepted: int
+    first: int = 0
+    last: int = 0
+
+    def known(self) -> bool:
+        """Whether data come."""
+        return self.last > 0
 
     def word(self, index: int) -> int:
         """Cycle of a word."""
@@ -325,7 +339,7 @@ class _Burst:
 class _Port:
     """The memory port: clients in rotation, data in the order of the requests.
 
-    ``bandwidth`` words per 1024 cycles may pass, in either direction.
+    ``bandwidth`` words per 1024 cycles may pass, in either direction. Where both want to, they take turns.
     """
 
     def __init__(self, clock: _Clock, bandwidth: int, latency: int) -> None:
@@ -333,10 +347,12 @@ class _Port:
         self.wanted: dict[int, int] = {}
         """Words that each client asks for."""
         self.given: dict[int, _Burst] = {}
-        self.ends = deque([0] * REQUESTS, REQUESTS)
+        self.coming: deque[_Burst] = deque()
         self.free = 0
+        """Cycle from which the read data are free."""
         self.credit, self.credit_at = 2 * FULL, 0
         clock.start(self._arbitrate())
+        clock.start(self._deliver())
 
     def read(self, client: int, words: int) -> Process:
         """Ask for ``words`` words from the next cycle on; returns the burst, in the cycle that grants it."""
@@ -345,9 +361,15 @@ class _Port:
         yield lambda: client in self.given
         return self.given.pop(client)
 
-    def write(self, begin: int, words: int) -> int:
-        """Write ``words`` words from cycle ``begin`` on; the last one's cycle."""
-        return self._move(begin, words)[1]
+    def write(self, words: int) -> Process:
+        """Write ``words`` words from now on; ends in the cycle after the last one."""
+        while words and self.bandwidth < FULL:
+            part = min(words, WRITTEN)
+            share = 2 if self.free > self.clock.now else 1
+            self.credit -= FULL * part
+            yield self.clock.now + max(part, ceil_div(FULL * part * share, self.bandwidth))
+            words -= part
+        yield self.clock.now + words
 
     def _arbitrate(self) -> Process:
         turn = 0
@@ -356,36 +378,48 @@ class _Port:
             yield self.clock.now  # all that ask in this cycle have done so
             client = min(self.wanted, key=lambda c: (c - turn) % CLIENTS)
             words, turn = self.wanted.pop(client), client + 1
-            accepted = max(self.clock.now, self.ends[0]) + 1
-            first, last = self._move(max(accepted + self.latency, self.free), words)
-            self.free = last + 1
-            self.ends.append(last)
-            self.given[client] = _Burst(words, first, last)
-            yield accepted
+            self.given[client] = burst = _Burst(words, self.clock.now + 1)
+            yield burst.accepted
+            yield lambda: len(self.coming) < REQUESTS
+            burst.accepted = self.clock.now
+            self.coming.append(burst)
 
-    def _move(self, first: int, words: int) -> tuple[int, int]:
-        """First and last cycle of a transfer that could begin in cycle ``first``."""
+    def _deliver(self) -> Process:
+        while True:
+            yield lambda: self.coming
+            burst = self.coming[0]
+            yield max(burst.accepted + self.latency, self.free)
+            burst.first, burst.last = self._move(burst.words)
+            self.free = burst.last + 1
+            yield self.free
+            self.coming.popleft()
+
+    def _move(self, words: int) -> tuple[int, int]:
+        """First and last cycle of read data that could begin now."""
+        now = self.clock.now
         if self.bandwidth == FULL:
-            return first, first + words - 1
-        credit = min(2 * FULL, self.credit + (first - self.credit_at) * self.bandwidth)
+            return now, now + words - 1
+        credit = min(2 * FULL, self.credit + (now - self.credit_at) * self.bandwidth)
         begin, end = (
-            first + max(word - 1, ceil_div(FULL * word - credit, self.bandwidth)) for word in (1, words)
+            now + max(word - 1, ceil_div(FULL * word - credit, self.bandwidth)) for word in (1, words)
         )
-        self.credit, self.credit_at = credit + (end - first) * self.bandwidth - FULL * words, end
+        self.credit, self.credit_at = credit + (end - now) * self.bandwidth - FULL * words, end
         return begin, end
 
 
 class _Stream:
     """The weight stream: bursts under way or in the queue, taken as fill words."""
 
-    def __init__(self, hardware: HardwareConfig) -> None:
-        dma = WeightDma(hardware)
-        self.burst, self.latency, self.places = dma.burst, dma.latency, dma.depth
+    def __init__(self, hardware: HardwareConfig, latency: int) -> None:
+        self.latency, self.places = latency, hardware.prefetch_bytes // hardware.port_bytes
+        self.burst = min(MAX_BURST, self.places // 4)
         self.per_word = max(1, hardware.fill_bytes // hardware.port_bytes)
         self.per_port = max(1, hardware.port_bytes // hardware.fill_bytes)
         self.bursts: deque[_Burst] = deque()
         self.taken = 0
         """Fill words of the first burst that have been taken."""
+        self.assembled = 0
+        """Cycle in which the next fill word can be put together at the earliest."""
 
     @property
     def left(self) -> int:
@@ -398,10 +432,24 @@ class _Stream:
         word = self.bursts[0].word(((index + 1) * self.per_word - 1) // self.per_port)
         return word + self.latency + index % self.per_port
 
-    def take(self, words: int) -> None:
-        """Remove fill words of the first burst, and free their places."""
+    def take(self, now: int, words: int) -> int:
+        """Take fill words of the first burst from cycle ``now`` on; the cycle of the last one.
+
+        Where a fill word is several port words, `READY` of them are put together while nobody takes any.
+        """
+        last = words - 1
+        begin = max(now, self.arrival(0))
+        self.assembled = max(self.assembled, begin - (READY - 1) * self.per_word)
+        end = max(begin + last, self.arrival(last), self.assembled + last * self.per_word)
+        self.assembled = max(self.assembled + words * self.per_word, self.arrival(last) + self.per_word)
+        return end
+
+    def remove(self, words: int) -> None:
+        """Free the places of fill words that have been taken."""
         before, self.taken = self.taken, self.taken + words
-        self.places += (self.taken * self.per_word) // self.per_port - (before * self.per_word) // self.per_port
+        self.places += (self.taken * self.per_word) // self.per_port - (
+            before * self.per_word
+        ) // self.per_port
         if not self.left:
             self.bursts.popleft()
             self.taken = 0
@@ -432,8 +480,9 @@ class _Item:
 
 
 class _Queue:
-    """`edgemoe.core.fifo.Fifo` of descriptors: while its output waits, the register behind the memory does not
-    fill, so that it holds one less until the first is taken.
+    """`edgemoe.core.fifo.Fifo` of descriptors.
+
+    While its output waits, the register behind the memory does not fill: it holds one less until one was taken.
     """
 
     def __init__(self, clock: _Clock) -> None:
@@ -533,13 +582,13 @@ class _Run:
         ]
         # program
         self.asking, self.owed, self.asked = False, 0, 0
-        self.arriving: deque[int] = deque()
+        self.arriving: deque[_Burst] = deque()
         self.offered: _Item | None = None
         self.offered_at = 0
         self.regions, self.fills, self.executes = (_Queue(self.clock) for _ in range(3))
         self.completed = 0
         # operand B
-        self.stream = _Stream(self.hardware)
+        self.stream = _Stream(self.hardware, self.timing.weights)
         self.filled: list[int] = []
         """Cycles from which the blocks of rows are there (in the staircase, the rows)."""
         self.blocks, self.used, self.newest = 0, 0, -1
@@ -552,6 +601,8 @@ class _Run:
         self.products: deque[_Phase] = deque()
         self.norms: deque[_Phase] = deque()
         self.pending = self.jobs = 0
+        self.before: _Phase | None = None
+        """The last one that was started."""
         self.norm_runs, self.array_runs = False, False
         self.beat = 0
         """The array's last beat."""
@@ -565,6 +616,11 @@ class _Run:
         ):  # fmt: skip
             self.clock.start(process)
         self.clock.run()
+        if not self.end:
+            late = next(item for image in self.images for item in image if not item.finish)
+            raise BadInput(
+                f"the program never ends: descriptor {late.number} of image {late.image} waits for what does not come"
+            )
         return self._summary()
 
     # -- program ------------------------------------------------------------------------------
@@ -577,8 +633,8 @@ class _Run:
             self.asking, self.asked = True, 0
             self.clock.start(self._ask())
             for item in image:
-                yield lambda: self.arriving
-                yield max(self.arriving.popleft() + self.timing.fetched, self.clock.now + words)
+                yield lambda: self.arriving and self.arriving[0].known()
+                yield max(self.arriving.popleft().last + self.timing.fetched, self.clock.now + words)
                 yield lambda: self.offered is None
                 self.asking = item is not image[-1]
                 self.offered, self.offered_at = item, self.clock.now + 1
@@ -586,8 +642,10 @@ class _Run:
                 yield self.clock.now + 1
                 self.owed -= 1
             image[-1].bytes += self.asked * self.hardware.port_bytes - len(image) * DESCRIPTOR_BYTES
-            yield max(self.arriving, default=0) + self.timing.fetched
-            self.arriving.clear()
+            if self.arriving:
+                yield self.arriving[-1].known
+                yield self.arriving[-1].last + self.timing.fetched
+                self.arriving.clear()
             self.owed, self.fetched = 0, self.clock.now + 1
             yield self.clock.now + START
 
@@ -599,7 +657,7 @@ class _Run:
             self.asked += words
             self.owed += each
             burst = yield from self.port.read(0, words)
-            self.arriving += [burst.last] * each
+            self.arriving += [burst] * each
             yield self.clock.now + 1
             yield lambda: self.owed <= (fetch.AHEAD - 1) * each or not self.asking
 
@@ -658,11 +716,10 @@ class _Run:
         """Take fill words, the first one now at the earliest; ends in the cycle after the last one."""
         stream = self.stream
         while words:
-            yield lambda: stream.bursts
+            yield lambda: stream.bursts and stream.bursts[0].known()
             part = min(words, stream.left, CHUNK)
-            begin = max(self.clock.now, stream.arrival(0))
-            yield max(begin + part, stream.arrival(part - 1) + 1)
-            stream.take(part)
+            yield stream.take(self.clock.now, part) + 1
+            stream.remove(part)
             words -= part
 
     def _fill(self) -> Process:
@@ -748,7 +805,6 @@ class _Run:
             Op.PRODUCT: self._product, Op.EXPERTS: self._experts, Op.NORM: self._start_norm, Op.ROUTE: self._route,
             Op.LOAD: self._load, Op.IMAGE: self._load, Op.STORE: self._store, Op.END: self._end,
         }  # fmt: skip
-        self.before: _Phase | None = None
         while True:
             item = yield from self.executes.head()
             yield lambda: self.pending < MAX_PENDING
@@ -817,33 +873,39 @@ class _Run:
     def _load(self, item: _Item) -> Process:
         """LOAD or IMAGE: bursts through a small queue, then words or pieces one after the other."""
         d, hardware = item.descriptor, self.hardware
-        yield lambda: self.clock.now >= self.loader_free
+        yield max(self.clock.now, self.loader_free)
         pixels = hardware.port_bytes // (d.pixel_bytes or 2) / hardware.in_lanes
-        pieces = d.channels * d.grid_y * d.patch_y * d.grid_x * ceil_div(d.patch_x, hardware.in_lanes) / d.length
+        pieces = (
+            d.channels * d.grid_y * d.patch_y * d.grid_x * ceil_div(d.patch_x, hardware.in_lanes) / d.length
+        )
         pace = max(1, pixels, pieces if d.op == Op.IMAGE else 0)
         item.bytes += d.length * hardware.port_bytes
-        burst = loader.QUEUE_WORDS // 4
+        ahead = 4
+        burst = loader.QUEUE_WORDS // ahead
+        asked: deque[_Burst] = deque()
+        left = 0.0
+        """Cycle in which the last word so far leaves the queue."""
         yield self.clock.now + 2
-        left: list[float] = [0]
-        """Cycles in which the last word of each burst leaves the queue."""
-        for at in range(0, d.length, burst):
-            ahead = len(left) - 4
-            yield max(self.clock.now + 1, round(left[ahead]) + 1 if ahead > 0 else 0)
-            words = min(burst, d.length - at)
-            asked = yield from self.port.read(2, words)
-            begin = max(left[-1], asked.first + Fifo.LATENCY - 1)
-            left.append(max(begin + words * pace, asked.last + Fifo.LATENCY))
-        yield from self._done(item, round(left[-1]) + self.timing.from_queue + (d.pixel_bytes == 1))
+        for at in range(0, d.length + ahead * burst, burst):
+            if at >= ahead * burst and asked:
+                yield asked[0].known
+                come = asked.popleft()
+                begin = max(left, come.first + Fifo.LATENCY - 1)
+                left = max(begin + come.words * pace, come.last + Fifo.LATENCY)
+            if at < d.length:
+                yield max(self.clock.now + 1, round(left) + 1)
+                asked.append((yield from self.port.read(2, min(burst, d.length - at))))
+        yield from self._done(item, round(left) + self.timing.from_queue + (d.pixel_bytes == 1))
         self.loader_free = self.clock.now + 3
 
     def _store(self, item: _Item) -> Process:
         d, hardware = item.descriptor, self.hardware
         size = rows_bytes(hardware, d.count, d.words)
         item.bytes += size
-        begin = self.clock.now + self.timing.to_store
-        words = size // hardware.port_bytes
-        last = self.port.write(begin, words)
-        yield from self._done(item, max(last, begin + d.count * d.words - 1) + 1)
+        yield self.clock.now + self.timing.to_store
+        read = self.clock.now + d.count * d.words
+        yield from self.port.write(size // hardware.port_bytes)
+        yield from self._done(item, max(self.clock.now, read))
 
     def _end(self, item: _Item) -> Process:
         yield from self._done(item, self.clock.now)
@@ -860,7 +922,8 @@ class _Run:
             yield lambda phase=phase: self.loaded and phase.known()
             groups = phase.words * spec.ratio
             issued = _words_between(phase, max(self.loaded, phase.issued + 1))
-            arrived = _paced(issued + timing.to_norm, groups) + spec.ratio - 1
+            last = issued + spec.ratio - 1
+            arrived = _paced(np.maximum(last, issued - phase.words + groups) + timing.to_norm, groups)
             first = _paced(arrived + timing.norm_row, max(groups, layernorm.SCALAR_INTERVAL))
             phase.readable = first + groups
             phase.item.finish = done = int(phase.readable[-1])
@@ -870,7 +933,7 @@ class _Run:
 
     def _array(self) -> Process:
         """Products with two slot sets, block by block: fill one, use the other."""
-        timing, slots = self.timing, self.hardware.out_lanes
+        slots = self.hardware.out_lanes
         while True:
             yield lambda: self.products
             phase = self.products.popleft()
@@ -884,53 +947,54 @@ class _Run:
                 earliest = arrivals if first == 0 else np.full(phase.count, 0)
                 earliest[0] = max(earliest[0], max(ready, free) + phase.words - 1, self.beat + pace)
                 beats = _paced(earliest, pace)
-                self._note(phase, max(free, phase.issued + 1), ready, beats, pace)
+                self._note(phase, max(free, phase.issued + 1), ready, beats)
                 self.beat, free = int(beats[-1]), int(beats[-1]) + 1
-                self.clock.at(int(beats[0]) + timing.to_take + 1, partial(setattr, self, "newest", number))
+                self._see(int(beats[0]), number)
                 yield free
                 self.used += 1
-            self._leave(phase, beats)
+            self._leave(phase, beats, self.beat)
 
     def _staircase(self) -> Process:
         """Products with one slot set, step by step: slot o is replaced when the stream reaches token o."""
-        slots, row = self.hardware.out_lanes, 0
+        slots, first = self.hardware.out_lanes, 0
         while True:
             yield lambda: self.products
             phase = self.products.popleft()
             pace, arrivals = self._pace(phase)
             pace = max(pace, 2)
-            blocks, filling = ceil_div(phase.rows, slots), min(phase.count, slots)
             self.beat = max(self.beat, phase.issued)
-            for block in range(blocks):
-                for token in range(filling):
-                    needed = row + min(block * slots + token, phase.rows - 1)
+            for block in range(ceil_div(phase.rows, slots)):
+                for token in range(min(phase.count, slots)):
+                    needed = first + min(block * slots + token, phase.rows - 1)
                     yield lambda needed=needed: len(self.filled) > needed
                     self._step(phase, pace, 0 if block else int(arrivals[token]), self.filled[needed])
                     if not token:
-                        self.clock.at(self.beat + self.timing.to_take + 1, partial(setattr, self, "newest", self.used))
+                        self._see(self.beat, self.used)
                         self.used += 1
                     yield self.beat - phase.words + 2
                     self.limit = block * slots + token + 2
-                if phase.count > slots:
-                    self.beat += pace * (phase.count - slots)
-                    yield self.beat - phase.words + 2
-                else:
-                    self.beat += slots - phase.count
-                    yield self.beat + 1
-                self.limit = (block + 1) * slots + 1
-            ramp = min(slots - 1, phase.count)
-            for self.next_limit in range(1, ramp + 1):
-                self.beat += pace
+                self.beat += pace * max(phase.count - slots, 0)
+                written = self.beat
+                self.beat += max(slots - phase.count, 0)
                 yield self.beat - phase.words + 2
-            steps = blocks * phase.count + ramp
-            phase.item.beats += steps * phase.words
-            phase.item.pace += steps * (pace - phase.words)
-            last = self.beat
+                self.limit = (block + 1) * slots + 1
+            first += phase.rows
+            yield lambda first=first: len(self.filled) >= first
+            ramp = min(slots - 1, phase.count)
+            last_row = (phase.rows - 1) % slots
+            self.beat = end = max(self.beat, self.filled[first - 1] - 1)
+            for token in range(ramp):
+                self.beat = end = self.beat + pace
+                if token < last_row:
+                    written = self.beat + 1
+                yield self.beat - phase.words + 2
+                self.next_limit = token + 1
+            steps = ceil_div(phase.rows, slots) * phase.count + ramp
+            self._spend(phase, steps, pace)
             self.beat += slots - 1 - ramp
             yield self.beat + 1
-            row += phase.rows
             self.product, self.limit, self.next_limit = self.product + 1, 0, 0
-            self._leave(phase, np.array([last]))
+            self._leave(phase, np.array([end]), written)
 
     def _step(self, phase: _Phase, pace: int, arrival: int, ready: int) -> None:
         """The array's next step, whose operands A and B come in these cycles at the earliest."""
@@ -951,25 +1015,37 @@ class _Run:
         pace = max(pace, words - 1 + timing.sum_to_factor)
         return pace, _paced(issued + timing.to_fork, pace) + timing.sum_to_factor + 1
 
-    def _note(self, phase: _Phase, start: int, ready: int, beats: IntArray, pace: int) -> None:
-        """Keep account of a block: from ``start`` on it could have run."""
-        item, step = phase.item, max(phase.words, self.timing.interval)
-        weights = max(0, ready - start)
-        item.beats += phase.count * phase.words
-        item.weights += weights
-        item.pace += (phase.count - 1) * (step - phase.words)
-        item.activations += int(beats[-1]) + 1 - start - weights - (phase.count - 1) * step - phase.words
+    def _see(self, beat: int, block: int) -> None:
+        """The writer sees the first results of a block."""
+        self.clock.at(beat + self.timing.to_take + 1, partial(setattr, self, "newest", block))
 
-    def _leave(self, phase: _Phase, beats: IntArray) -> None:
-        """A product has left the array; what it still needs is known."""
+    def _spend(self, phase: _Phase, steps: int, pace: int) -> None:
+        """Account for steps of the array at this pace."""
+        phase.item.beats += steps * phase.words
+        if pace > max(phase.words, self.timing.interval, 2):
+            phase.item.activations += steps * (pace - phase.words)
+        else:
+            phase.item.pace += steps * (pace - phase.words)
+
+    def _note(self, phase: _Phase, start: int, ready: int, beats: IntArray) -> None:
+        """Account for a block that could have begun in cycle ``start``, and whose rows came in cycle ``ready``."""
+        steps = np.diff(beats)
+        waits = steps > max(phase.words, self.timing.interval)
+        weights = max(0, ready - start)
+        first = int(beats[0]) - phase.words + 1
+        phase.item.beats += phase.count * phase.words
+        phase.item.weights += weights
+        phase.item.activations += max(0, first - start - weights) + int((steps - phase.words)[waits].sum())
+        phase.item.pace += int((steps - phase.words)[~waits].sum())
+
+    def _leave(self, phase: _Phase, beats: IntArray, written: int) -> None:
+        """A product has left the array with these beats, the last one of which ``written`` has a result."""
         timing, slots, lanes = self.timing, self.hardware.out_lanes, self.hardware.post_lanes
         self.array_runs = False
-        written = beats + timing.to_write
-        phase.readable = written + timing.groups - 1
-        rows = (phase.rows - 1) % slots + 1
-        phase.item.finish = int(written[-1]) + ceil_div(rows, lanes) - 1
+        phase.readable = beats + timing.to_write + timing.interval - 1
+        phase.item.finish = written + timing.to_write + (phase.rows - 1) % slots // lanes
         if phase.residual:
-            phase.reads = (beats[:, None] + timing.to_residual + np.arange(timing.groups)).ravel()
+            phase.reads = (beats[:, None] + timing.to_residual + np.arange(timing.interval)).ravel()
         self.clock.at(int(phase.readable[-1]) + timing.settle, partial(self._written, phase))
 
     def _written(self, phase: _Phase) -> None:

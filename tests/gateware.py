@@ -30,7 +30,9 @@ def run(program: Program, images: Sequence[np.ndarray], tasks: Iterable[int] = (
     with open(place / f"lock-{zlib.crc32(repr(hardware).encode()):08x}", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         build(verilog_file(hardware, None, place), hardware, place, options)
-    return simulate(program, program.hardware, np.stack(images), list(tasks), build_dir=place, options=options, **others)
+    return simulate(
+        program, program.hardware, np.stack(images), list(tasks), build_dir=place, options=options, **others
+    )
 
 
 def check(program: Program, images: Sequence[np.ndarray], tasks: Iterable[int] = (0,), *,

@@ -243,10 +243,12 @@ def test_unknown_operation_is_error_1(golden):
         (Op.PRODUCT, "words", 0, Error.CAPACITY),
         (Op.PRODUCT, "words", 4000, Error.CAPACITY),
         (Op.PRODUCT, "head", 60, Error.CAPACITY),
+        (Op.PRODUCT, "mode", 3, Error.CAPACITY),
         (Op.NORM, "dim", 4000, Error.CAPACITY),
         (Op.ROUTE, "top_k", 0, Error.CAPACITY),
         (Op.ROUTE, "experts", 100, Error.CAPACITY),
         (Op.EXPERTS, "words2", 4000, Error.CAPACITY),
+        (Op.EXPERTS, "frac", 3, Error.CAPACITY),
     ],
 )
 def test_fields_out_of_range(golden, op, field, value, code):
@@ -263,7 +265,7 @@ def test_the_first_bad_descriptor_counts(golden):
     memory = bytearray(golden.program.memory)
     program = golden.program.descriptors()
     memory[6 * 64 : 7 * 64] = replace(program[6], count=4000).pack()
-    memory[7 * 64] ^= 8
+    memory[9 * 64] ^= 8
     with pytest.raises(MachineError, match="descriptor 6") as caught:
         Golden(replace(golden.program, memory=bytes(memory))).execute([random_image(CONFIG)])
     assert caught.value.code == Error.CAPACITY

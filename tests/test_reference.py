@@ -158,6 +158,9 @@ def test_gelu_is_exact():
 def test_ties_go_to_the_lower_expert():
     logits = np.array([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
     np.testing.assert_array_equal(reference.top_k(logits, 2), [[1, 2], [0, 1]])
+    many = np.random.default_rng(0).integers(0, 3, (50, 64)).astype(float)
+    for row, chosen in zip(many, reference.top_k(many, 40), strict=True):
+        assert chosen.tolist() == sorted(range(64), key=lambda e: (-row[e], e))[:40]
     np.testing.assert_array_equal(reference.margin(np.array([[1.0, 4.0, 2.0, 8.0]]), 2), [2.0])
     assert reference.margin(logits, 4).tolist() == [math.inf, math.inf]
 

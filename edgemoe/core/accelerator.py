@@ -99,7 +99,9 @@ class Core(wiring.Component):
         m.submodules.writer = writer = Writer(hardware, filler.parameters)
         m.submodules.norm = norm = NormEngine(hardware, filler.parameters)
         m.submodules.gate = gate = GateEngine(hardware)
-        m.submodules.activation = activation = ActivationMemory(hardware, READ_PAGES, WRITE_PAGES, lanes="product")
+        m.submodules.activation = activation = ActivationMemory(
+            hardware, READ_PAGES, WRITE_PAGES, lanes="product"
+        )
         m.submodules.arbiter = arbiter = ReadArbiter(hardware.port_bytes, 3)
 
         # external memory
@@ -301,9 +303,7 @@ class Accelerator(wiring.Component):
         answered = port.read_data.valid & port.read_data.ready
         written = port.write.valid & port.write.ready
         outstanding = Signal(16)
-        m.d.sync += outstanding.eq(
-            outstanding + Mux(asked, request.payload.length + 1, 0) - answered
-        )
+        m.d.sync += outstanding.eq(outstanding + Mux(asked, request.payload.length + 1, 0) - answered)
         m.d.comb += [
             port.read_request.valid.eq(request.valid & running & ~outside),
             Value.cast(port.read_request.payload).eq(Value.cast(request.payload)),

@@ -205,7 +205,9 @@ class GateEngine(wiring.Component):
 
     def __init__(self, hardware: HardwareConfig):
         self.hardware = hardware
-        self.spec = RouterSpec(hardware.in_lanes, hardware.tokens, hardware.experts, min(hardware.top_k, hardware.experts))
+        self.spec = RouterSpec(
+            hardware.in_lanes, hardware.tokens, hardware.experts, min(hardware.top_k, hardware.experts)
+        )
         self.router = Router(self.spec, readers=self.READERS)
         self.softmax = SoftmaxSpec(b_bits=hardware.b_bits)
         members = {

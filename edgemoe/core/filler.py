@@ -370,7 +370,8 @@ class _PageRows:
         ]
         key_exponent = Array(filler.key_exponents[lane] for lane in range(lanes))[here.row[:lane_bits]]
         exponents = [
-            register(m, enable, Mux(values, filler.value_exponents[lane], key_exponent)) for lane in range(lanes)
+            register(m, enable, Mux(values, filler.value_exponents[lane], key_exponent))
+            for lane in range(lanes)
         ]
         m.d.comb += [
             self.key_valid.eq(take & here.first & ~values),

@@ -25,6 +25,8 @@ from edgemoe.stream import Buffer, connect, pipeline
 from edgemoe.units.softmax import Reciprocal, SoftmaxSpec, Weigher
 
 FIFO_DEPTH = 16
+WEIGHT_DEPTH = 32
+"""Words that wait behind the weigher: more than the cycles from a row's last word to its 1/d."""
 SCORE_ONE = 1 << 15
 """A gate score of 1."""
 
@@ -121,9 +123,7 @@ class Reader(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         hardware, lanes = self.hardware, self.hardware.in_lanes
-        job = Signal(read_job_layout())
-
-        tokens = self._tokens(m, job)
+        tokens, job = self._tokens(m)
         side = data.StructLayout(
             {"word": 12, "last": 1, "weigh": 1, "head": self.head_bits, "keys": 12, "tag": TOKEN_TAG}
         )
@@ -173,24 +173,32 @@ class Reader(wiring.Component):
             reciprocal.o.ready.eq(factors.i.ready),
         ]
         connect(m, factors.o, wiring.flipped(self.factor))
+        m.submodules.weighted = weighted = Fifo(weigher.o.payload.shape(), WEIGHT_DEPTH)
+        connect(m, weigher.o, weighted.i)
         ready_factors = Signal(6)
-        out = weigher.o.payload
+        out = weighted.o.payload
         needs = out.tag.weigh & out.last
         may = ~needs | (ready_factors != 0)
         m.submodules.seam = seam = Buffer(self.o.payload.shape())
         m.d.comb += [
-            seam.i.valid.eq(weigher.o.valid & may),
+            seam.i.valid.eq(weighted.o.valid & may),
             seam.i.payload.a.eq(out.a),
             Value.cast(seam.i.payload.tag).eq(Value.cast(out.tag.tag)),
-            weigher.o.ready.eq(seam.i.ready & may),
+            weighted.o.ready.eq(seam.i.ready & may),
         ]
         came, went = factors.i.valid & factors.i.ready, seam.i.valid & seam.i.ready & needs
         m.d.sync += ready_factors.eq(ready_factors + came - went)
         connect(m, seam.o, wiring.flipped(self.o))
         return m
 
-    def _tokens(self, m: Module, job: Signal):
-        """Walk the tokens of all blocks; give row address, result address, row and score of each."""
+    def _tokens(self, m: Module):
+        """Walk the tokens of all blocks; give row address, result address, row and score of each.
+
+        Returns the queue of tokens and the job of the one at its head: the tokens of a job are prepared while the
+        words of the one before are still being read.
+        """
+        job, back = Signal(read_job_layout()), Signal(read_job_layout())
+        moved, self._back_valid, self._back_done = Signal(init=1), Signal(), Signal()
         sets, slots = self.hardware.slot_sets, self.hardware.out_lanes
         active = Signal()
         block, index, limit = Signal(13), Signal(12), Signal(12)
@@ -202,13 +210,16 @@ class Reader(wiring.Component):
 
         ramp = Signal(12)  # further tokens of the staircase's ramp
         incoming = self.job.payload
-        waiting = Signal()  # the words of the previous job have not all been issued
-        m.d.comb += self.job.ready.eq(~active & ~waiting)
+        m.d.comb += self.job.ready.eq(~active & moved)
+        with m.If(self._back_done):
+            m.d.sync += self._back_valid.eq(0)
+        with m.If(~moved & (~self._back_valid | self._back_done)):
+            m.d.sync += [Value.cast(back).eq(Value.cast(job)), self._back_valid.eq(1), moved.eq(1)]
         with m.If(self.job.valid & self.job.ready):
             m.d.sync += [
                 Value.cast(job).eq(Value.cast(incoming)),
                 active.eq(1),
-                waiting.eq(1),
+                moved.eq(0),
                 block.eq(0),
                 index.eq(0),
                 limit.eq(incoming.count),
@@ -249,8 +260,7 @@ class Reader(wiring.Component):
             into.score.eq(score),
             into.job_last.eq(register(m, enable, last, 3)),
         ]
-        self._release = waiting
-        return tokens
+        return tokens, back
 
     def _words(self, m: Module, job: Signal, tokens: Fifo, sides: Fifo, words: Fifo) -> None:
         """Read the words of each token, as far as there is room for what comes back."""
@@ -259,7 +269,12 @@ class Reader(wiring.Component):
         token = tokens.o.payload
         word_last = word + 1 == job.words
         row_last = word_last & (half | ~job.double)
-        issue = tokens.o.valid & (room != 0) & may_read(token.position, job.follow, self.progress)
+        issue = (
+            tokens.o.valid
+            & self._back_valid
+            & (room != 0)
+            & may_read(token.position, job.follow, self.progress)
+        )
         taken = words.freed
         m.d.comb += tokens.o.ready.eq(issue & row_last)
         m.d.sync += room.eq(room - issue + taken)
@@ -267,8 +282,7 @@ class Reader(wiring.Component):
             m.d.sync += word.eq(Mux(word_last, 0, word + 1))
             with m.If(word_last & job.double):
                 m.d.sync += half.eq(~half)
-            with m.If(row_last & token.job_last):
-                m.d.sync += self._release.eq(0)
+        m.d.comb += self._back_done.eq(issue & row_last & token.job_last)
         side = sides.i.payload
         m.d.sync += [
             self.memory.en.eq(issue),

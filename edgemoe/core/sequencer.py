@@ -38,7 +38,9 @@ def region_layout() -> data.StructLayout:
 
 def execute_layout() -> data.StructLayout:
     """A descriptor, as the executor sees it; ``address`` is absolute."""
-    return data.StructLayout({"descriptor": descriptor_layout(), "address": ADDRESS_BITS, "number": 32, "last": 1})
+    return data.StructLayout(
+        {"descriptor": descriptor_layout(), "address": ADDRESS_BITS, "number": 32, "last": 1}
+    )
 
 
 class Dispatcher(wiring.Component):
@@ -107,7 +109,9 @@ class Dispatcher(wiring.Component):
         ]
         m.d.comb += [getattr(regions.i.payload, k).eq(getattr(d, k)) for k in ("routed", "experts", "after")]
         m.d.comb += [
-            getattr(fills.i.payload, k).eq(getattr(d, k)) for k in fill_command_layout().members if k != "sequence"
+            getattr(fills.i.payload, k).eq(getattr(d, k))
+            for k in fill_command_layout().members
+            if k != "sequence"
         ]
         with m.FSM():
             with m.State("IDLE"):
@@ -157,8 +161,14 @@ class Dispatcher(wiring.Component):
         hw = self.hardware
         product = (d.op == Op.PRODUCT) | (d.op == Op.EXPERTS)
         from_slots = d.source != Source.NORM
-        too_long = product & from_slots & (
-            ((d.words << d.double) > hw.slot_words) | (d.words2 > hw.slot_words) | (d.count > max(hw.tokens, 1))
+        too_long = (
+            product
+            & from_slots
+            & (
+                ((d.words << d.double) > hw.slot_words)
+                | (d.words2 > hw.slot_words)
+                | (d.count > max(hw.tokens, 1))
+            )
         )
         empty = product & ((d.count == 0) | (d.words == 0) | (d.rows == 0))
         others = ((d.op == Op.NORM) & ((d.dim > hw.dim) | (d.count > hw.tokens))) | (

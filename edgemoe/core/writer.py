@@ -402,7 +402,9 @@ class Writer(wiring.Component):
         lane_bits, post_bits = (hardware.in_lanes - 1).bit_length(), (lanes - 1).bit_length()
         place = register(m, 1, note.channel[post_bits:lane_bits], Gelu.latency - 1)
         word = self.residual.data
-        parts = [Cat(word[k + lane][:16] for lane in range(lanes)) for k in range(0, hardware.in_lanes, lanes)]
+        parts = [
+            Cat(word[k + lane][:16] for lane in range(lanes)) for k in range(0, hardware.in_lanes, lanes)
+        ]
         return register(m, 1, Array(parts)[place] if len(parts) > 1 else parts[0])
 
     def _write(self, m: Module, jobs: Array, residual: Residual, codes: Value, addend: Value) -> None:

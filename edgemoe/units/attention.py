@@ -261,13 +261,17 @@ class ReorderUnit(wiring.Component):
             for k in ("a", "first", "shift", "last", "tag")
         ]
         for slot in range(spec.out_lanes):
-            memory = Memory(shape=spec.in_lanes * spec.b_bits, depth=spec.slot_sets * spec.slot_words, init=[])
+            memory = Memory(
+                shape=spec.in_lanes * spec.b_bits, depth=spec.slot_sets * spec.slot_words, init=[]
+            )
             m.submodules[f"slot{slot}"] = memory
             write, read = memory.write_port(), memory.read_port()
             words, group = self.fill.payload.b, slot // spec.fill_rows
             together = Value.cast(words[slot % spec.fill_rows])
             m.d.comb += [
-                write.en.eq(filling.accept & Mux(filling.single, filling.slot == slot, filling.slot == group)),
+                write.en.eq(
+                    filling.accept & Mux(filling.single, filling.slot == slot, filling.slot == group)
+                ),
                 write.addr.eq(filling.address),
                 write.data.eq(Mux(filling.single, Value.cast(words[0]), together)),
                 read.en.eq(enable),
@@ -457,7 +461,11 @@ def _staircase(m: Module, unit: ReorderUnit, position: _Position, filling: _Fill
     m.d.comb += [
         filling.address.eq(filling.word),
         filling.allowed.eq(
-            Mux(same, (fill_block == 0) | before, (fill_block == 0) & next_job & (fill_job == (use_job + 1)[:2]))
+            Mux(
+                same,
+                (fill_block == 0) | before,
+                (fill_block == 0) & next_job & (fill_job == (use_job + 1)[:2]),
+            )
         ),
     ]
     with m.If(filling.block_done):

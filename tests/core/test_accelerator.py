@@ -1,12 +1,11 @@
 """The whole accelerator, in Verilator: every element of every tensor equals the golden machine's."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from amaranth.back import rtlil
-from gateware import check, run, stalled
-from models import CONFIG, hardware, random_image, random_model
 
 from edgemoe import api
 from edgemoe.compile import compile_model
@@ -18,9 +17,11 @@ from edgemoe.quantize import QuantizedModel
 from edgemoe.simulation.job import MemoryModel
 from edgemoe.simulation.verilator import Options
 from edgemoe.units.matmul import DotArray, MatmulSpec
+from gateware import check, run, stalled
+from models import CONFIG, hardware, random_image, random_model
 
 CONFIGURATIONS = {
-    "two sets": hardware(in_lanes=8, out_lanes=4, port_bytes=8),
+    "two sets": replace(hardware(in_lanes=8, out_lanes=4, port_bytes=8), top_k=5),
     "staircase": hardware(in_lanes=8, out_lanes=4, port_bytes=4, slot_sets=1),
     "wide port": hardware(in_lanes=8, out_lanes=4, port_bytes=32, norm_lanes=2),
     "16 lanes": hardware(in_lanes=16, out_lanes=2, port_bytes=16, post_lanes=1),
@@ -30,7 +31,9 @@ CONFIGURATIONS = {
 """Lanes, slots, ports and profiles that between them use every branch of the generators."""
 
 
-def compiled(config: ModelConfig = CONFIG, hw=CONFIGURATIONS["two sets"], seed: int = 0, change=lambda q: q) -> Program:
+def compiled(
+    config: ModelConfig = CONFIG, hw=CONFIGURATIONS["two sets"], seed: int = 0, change=lambda q: q
+) -> Program:
     """A random model on ``hw``; ``change`` edits it first."""
     return compile_model(change(random_model(config, hw.profile, seed)), hw, pixel_bytes=1)
 
@@ -138,16 +141,12 @@ def test_an_empty_expert_costs_nothing():
     """Fewer experts with tokens: less traffic, by exactly the weights that are not loaded."""
     config = replace(CONFIG, top_k=1)
     image = random_image(config)
-    words, cycles = [], []
-    for bias in ([0, 0, 9000, 0, 0],):
-        program = compiled(config, change=gate_bias(bias))
-        (result,) = check(program, [image])
-        words.append(result.counters["read_words"])
-        cycles.append(result.counters["cycles"])
+    program = compiled(config, change=gate_bias([0, 0, 9000, 0, 0]))
+    (alone,) = check(program, [image])
     experts = next(d for d in program.descriptors() if d.op == Op.EXPERTS and d.routed)
     everyone = compiled(replace(config, top_k=5), change=gate_bias([0, 0, 9000, 0, 0]))
-    (other,) = check(everyone, [image])
-    assert other.counters["read_words"] - words[0] == 4 * experts.length
+    (all_five,) = check(everyone, [image])
+    assert all_five.counters["read_words"] - alone.counters["read_words"] == 4 * experts.length
 
 
 # -- errors --------------------------------------------------------------------------------------
@@ -173,7 +172,6 @@ def first(program: Program, op: Op) -> int:
         (Op.PRODUCT, {"op": 13}, Error.OPCODE),
         (Op.PRODUCT, {"address": (1 << 28) - 1}, Error.ADDRESS),
         (Op.LOAD, {"address": (1 << 20) // 8 - 3}, Error.ADDRESS),
-        (Op.STORE, {"address": 1 << 27}, Error.ADDRESS),
         (Op.PRODUCT, {"words": 200}, Error.CAPACITY),
         (Op.PRODUCT, {"count": 0}, Error.CAPACITY),
         (Op.ROUTE, {"top_k": 9}, Error.CAPACITY),
@@ -210,5 +208,7 @@ def test_one_array_of_multipliers():
     assert text.count("cell $mul ") == 32
     hw = CONFIGURATIONS["two sets"]
     verilog = (api.verilog_folder(hw) / "accelerator.v").read_text()
-    arrays = [line for line in verilog.splitlines() if line.startswith("module ") and ".array(" in line]
+    arrays = re.findall(r"^module \S+\.array ", verilog, re.MULTILINE)
+    slots = re.findall(r"^module \S+\.array\.slot\d+.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)
     assert len(arrays) == 1
+    assert sum(len(re.findall(r"\) \* \$signed\(", slot)) for slot in slots) == hw.macs

@@ -1,0 +1,194 @@
+"""Drives the ports of a Component in a cocotb simulation, with gaps, and checks the rules of streams.
+
+All ports move in one loop of two steps per cycle. Inputs change at the falling edge, and everything is read when
+the design has settled after that, still before the rising edge at which transfers happen: no result depends on
+the order in which a simulator runs what belongs to one edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any
+
+from amaranth.hdl import Const, Shape
+from amaranth.lib import data
+from amaranth.lib.wiring import In
+from bench import plain
+from cocotb.clock import Clock
+from cocotb.triggers import FallingEdge, ReadOnly
+
+QUIET = 24
+"""Cycles after the last expected transfer in which no other may follow."""
+
+Gaps = Mapping[str, Sequence[int]]
+"""Idle cycles before the transfers of a port, by its name; repeated as often as needed."""
+
+
+def pack(shape, value: Any) -> int:
+    """The bits of a payload, given as int, list or dict, as they lie in a Verilog port."""
+    if isinstance(shape, data.Layout):
+        return shape.const(value).as_bits()
+    return Const(value, Shape.cast(shape)).value & ((1 << Shape.cast(shape).width) - 1)
+
+
+def unpack(shape, bits: int) -> Any:
+    """The payload as int, list or dict."""
+    if isinstance(shape, data.Layout):
+        return plain(shape.from_bits(bits))
+    return Const(bits, Shape.cast(shape)).value
+
+
+@dataclass
+class Result:
+    """What left the sinks (``values``), and in which cycle every transfer happened."""
+
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    cycles_in: dict[str, list[int]] = field(default_factory=dict)
+    cycles_out: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Source:
+    """Offers payloads; between them the port has no ``valid``, and bits that must not count."""
+
+    def __init__(self, handle, name: str, shape, payloads: Sequence[Any], gaps: Sequence[int]):
+        self.valid, self.payload, self.ready = _stream(handle, name)
+        self.mask = (1 << Shape.cast(shape).width) - 1
+        self.left = [pack(shape, payload) for payload in reversed(payloads)]
+        self.gaps, self.shown, self.cycles = cycle(gaps), (-1, 0), []
+        self.wait = next(self.gaps)
+
+    def drive(self) -> None:
+        """Set the port for this cycle."""
+        bits = self.left[-1] if self.left else 0
+        if self.left and not self.wait:
+            show = 1, bits
+        else:
+            self.wait -= self.wait > 0
+            show = 0, bits ^ self.mask
+        if show != self.shown:
+            self.valid.value, self.payload.value = self.shown = show
+
+    def sample(self, now: int) -> None:
+        """Note a transfer."""
+        if self.shown[0] and int(self.ready.value):
+            self.cycles.append(now)
+            self.left.pop()
+            self.wait = next(self.gaps)
+
+    @property
+    def done(self) -> bool:
+        """Whether all payloads were taken."""
+        return not self.left
+
+
+class Sink:
+    """Takes payloads, and checks that an offer stays as it is until it is taken."""
+
+    def __init__(self, handle, name: str, shape, amount: int, gaps: Sequence[int]):
+        self.valid, self.payload, self.ready = _stream(handle, name)
+        self.name, self.shape, self.amount = name, shape, amount
+        self.gaps, self.takes, self.values, self.cycles = cycle(gaps), False, [], []
+        self.wait = next(self.gaps)
+        self.refused: int | None = None
+
+    def drive(self) -> None:
+        """Set the port for this cycle."""
+        self.takes = not self.wait
+        self.wait -= not self.takes
+        self.ready.value = int(self.takes)
+
+    def sample(self, now: int) -> None:
+        """Take what is offered."""
+        offered = int(self.payload.value) if int(self.valid.value) else None
+        assert self.refused in (None, offered), f"{self.name}: an offer that was refused has changed in cycle {now}"
+        self.refused = None if self.takes else offered
+        if self.takes and offered is not None:
+            self.values.append(unpack(self.shape, offered))
+            self.cycles.append(now)
+            self.wait = next(self.gaps)
+            assert len(self.values) <= self.amount, f"{self.name}: a transfer more than expected in cycle {now}"
+
+    @property
+    def done(self) -> bool:
+        """Whether all payloads that are expected have come."""
+        return len(self.values) == self.amount
+
+
+class Driver:
+    """The ports of one Component; ``cycles`` counts all cycles since the start."""
+
+    def __init__(self, handle, component):
+        self.handle, self.component, self.cycles = handle, component, 0
+        handle.clk.value = 0
+        Clock(handle.clk, 10, unit="ns").start()
+
+    def shape(self, name: str):
+        """Payload of a stream of the component."""
+        return self.component.signature.members[name].signature.members["payload"].shape
+
+    def set(self, **constants: Any) -> None:
+        """Set plain input ports."""
+        for name, value in constants.items():
+            shape = self.component.signature.members[name].shape
+            getattr(self.handle, name).value = pack(shape, value)
+
+    def get(self, name: str) -> Any:
+        """A plain output port."""
+        return unpack(self.component.signature.members[name].shape, int(getattr(self.handle, name).value))
+
+    async def falling(self) -> None:
+        """Go to where inputs may change."""
+        await FallingEdge(self.handle.clk)
+        self.cycles += 1
+
+    async def reset(self) -> None:
+        """Two cycles of reset, with all inputs at 0."""
+        await self.falling()
+        for name, member in self.component.signature.members.items():
+            if member.is_signature:
+                valid, payload, ready = _stream(self.handle, name)
+                inward = [valid, payload] if member.flow == In else [ready]
+                for port in inward:
+                    port.value = 0
+            elif member.flow == In:
+                getattr(self.handle, name).value = 0
+        self.handle.rst.value = 1
+        await self.falling()
+        await self.falling()
+        self.handle.rst.value = 0
+
+    async def run(self, sources: Mapping[str, Sequence[Any]], sinks: Mapping[str, int], gaps: Gaps,
+                  limit: int = 20_000) -> Result:  # fmt: skip
+        """Send all payloads of ``sources``, and take the given number from each of ``sinks``, and no more.
+
+        Raises:
+            AssertionError: a stream rule is broken, too much comes, or not all has come after ``limit`` cycles.
+        """
+        feeds = {n: Source(self.handle, n, self.shape(n), p, gaps.get(n, (0,))) for n, p in sources.items()}
+        takes = {n: Sink(self.handle, n, self.shape(n), a, gaps.get(n, (0,))) for n, a in sinks.items()}
+        ports = [*feeds.values(), *takes.values()]
+        quiet = 0
+        for now in range(limit):
+            for port in ports:
+                port.drive()
+            await ReadOnly()
+            for port in ports:
+                port.sample(now)
+            quiet += all(port.done for port in ports)
+            await self.falling()
+            if quiet > QUIET:
+                break
+        else:
+            left = {n: len(f.left) for n, f in feeds.items()} | {n: t.amount - len(t.values) for n, t in takes.items()}
+            raise AssertionError(f"deadlock: after {limit} cycles these transfers are left: {left}")
+        return Result(
+            {n: t.values for n, t in takes.items()},
+            {n: f.cycles for n, f in feeds.items()},
+            {n: t.cycles for n, t in takes.items()},
+        )
+
+
+def _stream(handle, name: str):
+    return [getattr(handle, f"{name}__{part}") for part in ("valid", "payload", "ready")]
