@@ -8,9 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
+FLOW := $(VENV)/.installed-flow
+HARDWARE ?= m3vit-128
+UNIT ?= array
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full sim lint format bench verilog wheel clean
+.PHONY: help demo test test-full sim lint format bench verilog synth wheel clean
 
 help:  ## Show this help
 	@sed -n 's/^\([a-z-]*\):[^#]*## *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -27,6 +30,10 @@ $(RUN): pyproject.toml | $(BIN)/python
 $(DEV): pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --editable '.[sim,report,dev]'
 	@touch $@ $(RUN)
+
+$(FLOW): pyproject.toml | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --editable '.[flow]'
+	@touch $@
 
 demo: $(RUN)  ## Classify real images with the generated Verilog, compare every tensor (build/demo/report.html)
 	$(BIN)/edgemoe demo -o build/demo
@@ -54,6 +61,9 @@ bench: $(DEV)  ## Measure Verilog generation, simulation and golden speed (build
 
 verilog: $(RUN)  ## Write the Verilog of the nano accelerator to build/verilog
 	$(BIN)/edgemoe verilog --hardware nano -o build/verilog
+
+synth: $(FLOW)  ## Area and clock of a unit on ECP5: make synth UNIT=gelu HARDWARE=m3vit-128 (build/synth)
+	$(BIN)/edgemoe synth --hardware $(HARDWARE) --unit $(UNIT) -o build/synth/$(UNIT)
 
 wheel: $(DEV)  ## Build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel

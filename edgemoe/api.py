@@ -41,6 +41,9 @@ PathLike = str | os.PathLike[str]
 Tick = Callable[[str, float | None], None]
 """Told what a long step is doing, and which part of it is done (None: unknown)."""
 
+WAVES = 4000
+"""Cycles of a waveform, unless more are wanted."""
+
 load_model = inputs.model
 cache = output.cache
 
@@ -221,22 +224,22 @@ def verilog_folder(hardware: HardwareConfig) -> Path:
 
 def simulate(
     program: Program, images: Sequence[Array] | Array, tasks: Iterable[int | str] = (0,), *,
-    verilog: PathLike | None = None, waves: PathLike | None = None, records: bool = True, tick: Tick = quiet,
+    verilog: PathLike | None = None, waves: PathLike | None = None, waves_cycles: tuple[int, int] = (0, WAVES),
+    records: bool = True, tick: Tick = quiet,
 ) -> list[SimulationResult]:  # fmt: skip
     """Run the Verilog in Verilator: for each task one start over all images, with no reset in between.
 
     Args:
         verilog: a folder that `edgemoe verilog` made, to simulate in place of the generated one.
-        waves: write a waveform (VCD) of the first image of the first task.
+        waves: write a waveform (VCD) of every signal.
+        waves_cycles: from which cycle to which, counted from reset; a cycle of the nano core takes about 40 kB.
         records: keep the monitor's records, which `check` needs.
         tick: progress.
     """
     from edgemoe.simulation.runner import simulate as start
 
     numbers = [inputs.task(task, program.model) for task in tasks]
-    one = perf(program).cycles
-    likely = len(images) * one
-    every_cycle = len(images) * len(numbers) == 1
+    likely = len(images) * perf(program).cycles
 
     def told(event: dict[str, Any]) -> None:
         if "cycle" in event:
@@ -248,7 +251,7 @@ def simulate(
     return start(
         program, program.hardware, pixels(program, images), numbers, build_dir=_writable_cache(),
         verilog_dir=verilog, records=records, waves=waves, progress=told,
-        waves_cycles=(0, 1 << 62 if every_cycle else one * 21 // 20),
+        waves_cycles=waves_cycles,
     )  # fmt: skip
 
 

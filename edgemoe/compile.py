@@ -269,7 +269,9 @@ class _Compiler:
         """q, k, v, the heads, and the projection into the residual."""
         c, prefix = self.model.config, f"l{number}_"
         self.norm(block.norm1, f"{prefix}norm1", self.tokens, self.before_attention(number))
-        self.projection(prefix + "q", block.q, range(c.heads), self.base(Page.Q), wait=self.rows, dest=Dest.ROWS)
+        self.projection(
+            prefix + "q", block.q, range(c.heads), self.base(Page.Q), wait=self.rows, dest=Dest.ROWS
+        )
         k_page, v_page = self.base(Page.K), self.base(Page.V)
         keys, values = [], []
         for h in range(c.heads):

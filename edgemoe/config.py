@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,10 @@ class ModelConfig:
         )
         rule(self.dim % self.heads == 0, f"dim {self.dim} must be divisible by heads {self.heads}")
         rule(len(self.tasks) >= 1, "at least one task is needed")
-        rule(all(0 <= b < self.depth for b in self.moe_blocks), f"moe_blocks {list(self.moe_blocks)} outside 0..{self.depth - 1}")
+        rule(
+            all(0 <= b < self.depth for b in self.moe_blocks),
+            f"moe_blocks {list(self.moe_blocks)} outside 0..{self.depth - 1}",
+        )
         if self.moe_blocks:
             rule(self.experts >= 1, f"experts must be at least 1, found {self.experts}")
             rule(self.expert_dim >= 1, f"expert_dim must be at least 1, found {self.expert_dim}")
@@ -175,24 +178,35 @@ class HardwareConfig:
                 raise BadInput(f"hardware {self.name}: {message}")
 
         for key in ("in_lanes", "out_lanes", "port_bytes", "prefetch_bytes", "memory_bytes"):
-            rule(is_power_of_two(getattr(self, key)), f"{key} must be a power of two, found {getattr(self, key)}")
+            rule(
+                is_power_of_two(getattr(self, key)),
+                f"{key} must be a power of two, found {getattr(self, key)}",
+            )
         for key in ("tokens", "dim", "row", "hidden", "image", "heads", "experts", "top_k"):
             rule(getattr(self, key) >= 1, f"{key} must be at least 1, found {getattr(self, key)}")
-        rule(self.profile in PROFILES, f"profile must be one of {', '.join(PROFILES)}, found {self.profile!r}")
+        rule(
+            self.profile in PROFILES, f"profile must be one of {', '.join(PROFILES)}, found {self.profile!r}"
+        )
         rule(
             self.in_lanes * self.b_bits >= 64,
             f"in_lanes must be at least {64 // self.b_bits} with {self.b_bits}-bit weights, found {self.in_lanes}",
         )
         rule(self.slot_sets in (1, 2), f"slot_sets must be 1 or 2, found {self.slot_sets}")
-        rule(2 <= self.port_bytes, f"port_bytes must be at least 2, found {self.port_bytes}")
+        rule(self.port_bytes >= 2, f"port_bytes must be at least 2, found {self.port_bytes}")
         if not self.norm_lanes:
             object.__setattr__(self, "norm_lanes", max(1, self.in_lanes // 2))
         if not self.post_lanes:
             lanes = max(1, self.in_lanes * self.out_lanes // 64)
             object.__setattr__(self, "post_lanes", min(lanes, self.in_lanes, self.out_lanes))
         for key in ("norm_lanes", "post_lanes"):
-            rule(is_power_of_two(getattr(self, key)), f"{key} must be a power of two, found {getattr(self, key)}")
-        rule(self.norm_lanes <= self.in_lanes, f"norm_lanes {self.norm_lanes} must not exceed in_lanes {self.in_lanes}")
+            rule(
+                is_power_of_two(getattr(self, key)),
+                f"{key} must be a power of two, found {getattr(self, key)}",
+            )
+        rule(
+            self.norm_lanes <= self.in_lanes,
+            f"norm_lanes {self.norm_lanes} must not exceed in_lanes {self.in_lanes}",
+        )
         rule(
             self.post_lanes <= min(self.in_lanes, self.out_lanes),
             f"post_lanes {self.post_lanes} must not exceed in_lanes {self.in_lanes} or out_lanes {self.out_lanes}",
@@ -321,7 +335,10 @@ def needs(model: ModelConfig, hardware: HardwareConfig) -> dict[str, int]:
         "dim": padded,
         "hidden": hidden,
         "row": max(
-            padded * (gate_rows if model.moe_blocks else 1), hidden, hardware.patch_values(model), model.tokens
+            padded * (gate_rows if model.moe_blocks else 1),
+            hidden,
+            hardware.patch_values(model),
+            model.tokens,
         ),
         "image": (model.tokens - 1) * hardware.patch_values(model),
         "heads": model.heads,

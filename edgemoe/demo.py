@@ -49,7 +49,7 @@ def run(path: Path | str, images: int = 32, waves: bool = False, tick: Tick = qu
 
     Args:
         images: how many test images are simulated, 1..256; each for every task, all of a task in one start.
-        waves: also write waves.vcd: the first image of the first task.
+        waves: also write waves.vcd: the first cycles of the first image (`api.WAVES`).
         tick: progress.
 
     Returns:

@@ -225,7 +225,7 @@ class Timing:
         fetched = register + READ_LATENCY + Fifo.LATENCY
         annotated = register
         to_weigher = fetched + annotated
-        self.to_array = to_weigher + Weigher.latency + register
+        self.to_array = to_weigher + Weigher.latency + Fifo.LATENCY + register
         """From the issue of a word to the beat that takes it."""
         self.to_fork = to_weigher + Weigher.latency - 1
         """From the issue of a word to where its weight and its part of the sum separate."""
@@ -1012,8 +1012,7 @@ class _Run:
         issued = _paced(start, words) + words - 1
         if not phase.item.descriptor.weigh:
             return pace, issued + timing.to_array
-        pace = max(pace, words - 1 + timing.sum_to_factor)
-        return pace, _paced(issued + timing.to_fork, pace) + timing.sum_to_factor + 1
+        return pace, issued + timing.to_fork + timing.sum_to_factor + 1
 
     def _see(self, beat: int, block: int) -> None:
         """The writer sees the first results of a block."""

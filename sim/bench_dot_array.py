@@ -2,11 +2,11 @@
 
 import cocotb
 import numpy as np
-from bench import STALLS
-from harness import examples, integers
+from harness import examples, integers, many
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from bench import STALLS
 from edgemoe.units.matmul import DotArray, MatmulSpec, matmul
 
 SPEC = MatmulSpec(in_lanes=4, out_lanes=2, b_bits=8, acc_bits=40)
@@ -30,7 +30,10 @@ def token(draw):
     for w in range(beats):
         part = slice(w * SPEC.in_lanes, (w + 1) * SPEC.in_lanes)
         flags = {"first": int(w == 0), "shift": int(double and w == words), "last": int(w == beats - 1)}
-        sent.append({"a": streamed[part].tolist(), "b": b[:, part].tolist(), "tag": tag if flags["last"] else 0} | flags)
+        sent.append(
+            {"a": streamed[part].tolist(), "b": b[:, part].tolist(), "tag": tag if flags["last"] else 0}
+            | flags
+        )
     return sent, {"acc": matmul(a[None], b, SPEC, double)[0].tolist(), "tag": tag}
 
 
@@ -44,4 +47,4 @@ async def equals_golden(dut, stall):
         if stall == "none":
             assert result.cycles_out["o"][-1] - result.cycles_in["i"][-1] == SPEC.latency
 
-    await examples(dut, component(), stall, st.lists(token(), min_size=1, max_size=8), check)
+    await examples(dut, component(), stall, many(token(), 8), check)

@@ -2,10 +2,10 @@
 
 import cocotb
 import numpy as np
-from bench import STALLS
 from harness import payloads, rows
 from hypothesis import strategies as st
 
+from bench import STALLS
 from edgemoe.numeric import saturate
 from edgemoe.units.softmax import Exponential, SoftmaxSpec, exponential_cycles, score_code
 

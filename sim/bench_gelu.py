@@ -2,10 +2,10 @@
 
 import cocotb
 import numpy as np
-from bench import STALLS
 from harness import payloads, rows
 from hypothesis import strategies as st
 
+from bench import STALLS
 from edgemoe.units.gelu import Gelu, GeluSpec, cycles, gelu
 
 SPEC = GeluSpec()

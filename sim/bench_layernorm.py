@@ -2,12 +2,12 @@
 
 import cocotb
 import numpy as np
-from bench import STALLS
-from harness import examples
+from harness import examples, many
 from hypothesis import strategies as st
-from units.test_layernorm import TAG, payloads, random_job
 
+from bench import STALLS
 from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
+from units.test_layernorm import TAG, payloads, random_job
 
 SPEC, Q = LayerNormSpec(in_lanes=4, norm_lanes=2, dim=24), 2
 
@@ -35,4 +35,4 @@ async def equals_golden(dut, stall):
             result = await driver.run({"i": words}, {"o": len(expected)}, gaps)
             assert result.values["o"] == expected
 
-    await examples(dut, component(), stall, st.lists(JOB, min_size=1, max_size=3), check)
+    await examples(dut, component(), stall, many(JOB, 3), check)

@@ -1,15 +1,17 @@
 """Reciprocal in cocotb."""
 
 import cocotb
-from bench import STALLS
 from harness import payloads, rows
 from hypothesis import strategies as st
 
+from bench import STALLS
 from edgemoe.units.softmax import Reciprocal, SoftmaxSpec, reciprocal, reciprocal_cycles, row_factor
 
 SPEC = SoftmaxSpec()
 TOP = SPEC.sum_bits - 1
-BESIDE_POWERS = st.builds(lambda power, offset: max(1, (1 << power) + offset), st.integers(0, TOP), st.integers(-2, 2))
+BESIDE_POWERS = st.builds(
+    lambda power, offset: max(1, (1 << power) + offset), st.integers(0, TOP), st.integers(-2, 2)
+)
 
 
 def component() -> Reciprocal:

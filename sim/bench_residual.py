@@ -1,9 +1,9 @@
 """Residual in cocotb."""
 
 import cocotb
-from bench import STALLS
 from harness import payloads, rows
 
+from bench import STALLS
 from edgemoe.units.residual import Residual, accumulate, cycles
 
 

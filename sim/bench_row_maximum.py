@@ -1,11 +1,11 @@
 """RowMaximum in cocotb: no streams, so an idle cycle takes the place of a stall."""
 
 import cocotb
-from bench import STALLS
 from cocotb.triggers import ReadOnly
-from harness import examples, payloads
+from harness import examples, many, payloads
 from hypothesis import strategies as st
 
+from bench import STALLS
 from edgemoe.units.softmax import RowMaximum
 
 ROWS, LANES = 5, 3
@@ -19,7 +19,9 @@ def ports(unit):
     """Draws an update; in idle cycles its values lie at the ports too."""
     members = unit.signature.members
     fields = {name: payloads(members[name].shape) for name in ("n", "mask", "first")}
-    return st.fixed_dictionaries(fields | {"row": st.integers(0, ROWS - 1), "row_read": st.integers(0, ROWS - 1)})
+    return st.fixed_dictionaries(
+        fields | {"row": st.integers(0, ROWS - 1), "row_read": st.integers(0, ROWS - 1)}
+    )
 
 
 @cocotb.test()
@@ -43,4 +45,4 @@ async def equals_golden(dut, stall):
             history.append(model)
             await driver.falling()
 
-    await examples(dut, unit, stall, st.lists(st.tuples(ports(unit), idle), min_size=1, max_size=60), check)
+    await examples(dut, unit, stall, many(st.tuples(ports(unit), idle), 60), check)

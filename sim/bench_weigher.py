@@ -2,10 +2,10 @@
 
 import cocotb
 import numpy as np
-from bench import STALLS
-from harness import examples, integers
+from harness import examples, integers, many
 from hypothesis import strategies as st
 
+from bench import STALLS
 from edgemoe.numeric import sign_extend
 from edgemoe.units.softmax import (
     SoftmaxSpec,
@@ -49,7 +49,11 @@ def row(draw):
          "relative": relative[b].tolist(), "active": int(active), "last": int(b == beats - 1), "tag": draw(integers(10))}
         for b in range(beats)
     ]  # fmt: skip
-    return sent, [{"a": w, "last": s["last"], "tag": s["tag"]} for w, s in zip(weights.tolist(), sent, strict=True)], total
+    return (
+        sent,
+        [{"a": w, "last": s["last"], "tag": s["tag"]} for w, s in zip(weights.tolist(), sent, strict=True)],
+        total,
+    )
 
 
 @cocotb.test()
@@ -63,4 +67,4 @@ async def equals_golden(dut, stall):
         if stall == "none":
             assert result.cycles_out["o"][-1] - result.cycles_in["i"][0] + 1 == weigher_cycles(len(sent))
 
-    await examples(dut, component(), stall, st.lists(row(), min_size=1, max_size=10), check)
+    await examples(dut, component(), stall, many(row(), 10), check)

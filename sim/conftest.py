@@ -9,11 +9,15 @@ def pytest_terminal_summary(terminalreporter):
         for report in terminalreporter.stats.get(outcome, ()):
             found = dict(getattr(report, "user_properties", ()))
             if "bench" in found:
-                rows.append([*(str(found.get(name, "-")) for name in COLUMNS), f"{report.duration:.1f} s", outcome])
+                rows.append(
+                    [*(str(found.get(name, "-")) for name in COLUMNS), f"{report.duration:.1f} s", outcome]
+                )
     if not rows:
         return
     table = [[*COLUMNS, "time", "result"], *sorted(rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     terminalreporter.section("simulations")
     for row in table:
-        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        terminalreporter.write_line(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        )

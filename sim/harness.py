@@ -48,20 +48,29 @@ def payloads(shape, **fields: st.SearchStrategy) -> st.SearchStrategy:
     return integers(shape.width, shape.signed)
 
 
+def many(strategy: st.SearchStrategy, most: int) -> st.SearchStrategy[list]:
+    """Lists of 1 to ``most`` values, long ones as often as short ones."""
+    return st.integers(1, most).flatmap(lambda n: st.lists(strategy, min_size=n, max_size=n))
+
+
 def streams(component) -> dict[str, str]:
     """The side, ``source`` or ``sink``, of each stream port."""
     members = component.signature.members
-    return {n: "source" if member.flow == In else "sink" for n, member in members.items() if member.is_signature}
+    return {
+        n: "source" if member.flow == In else "sink" for n, member in members.items() if member.is_signature
+    }
 
 
 def gaps(component, stall: str) -> st.SearchStrategy[Gaps]:
     """Idle cycles of the stalled sides' ports; none for the others."""
     some = st.lists(st.integers(0, 3) | st.integers(0, 20), min_size=1, max_size=9)
     stalled = {name for name, side in streams(component).items() if stall in (side, "both")}
-    return st.fixed_dictionaries({name: some for name in sorted(stalled)})
+    return st.fixed_dictionaries(dict.fromkeys(sorted(stalled), some))
 
 
-async def examples(handle, component, stall: str, cases: st.SearchStrategy, check: Check, amount: int = EXAMPLES) -> None:
+async def examples(
+    handle, component, stall: str, cases: st.SearchStrategy, check: Check, amount: int = EXAMPLES
+) -> None:
     """Check ``amount`` drawn cases under one stall pattern."""
     driver = Driver(handle, component)
     await driver.reset()
@@ -106,7 +115,7 @@ async def rows(handle, component, stall: str, beats: st.SearchStrategy, golden: 
         if stall == "none":
             assert result.cycles_out["o"][-1] - result.cycles_in["i"][0] + 1 == latency(len(sent))
 
-    await examples(handle, component, stall, st.lists(beats, min_size=1, max_size=most), check)
+    await examples(handle, component, stall, many(beats, most), check)
 
 
 def note(**numbers: Any) -> None:

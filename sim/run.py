@@ -12,7 +12,9 @@ from edgemoe import api
 from edgemoe.simulation.cocotb_build import build, run
 
 
-def simulate(module: str, text: str, simulator: str, directory: Path, record_property: Callable, top: str = "top") -> None:
+def simulate(
+    module: str, text: str, simulator: str, directory: Path, record_property: Callable, top: str = "top"
+) -> None:
     """Run all cocotb tests of a module.
 
     Raises:

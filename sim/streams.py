@@ -7,7 +7,8 @@ the order in which a simulator runs what belongs to one edge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 from amaranth.hdl import Const, Shape
 from amaranth.lib import data
 from amaranth.lib.wiring import In
-from bench import plain
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, ReadOnly
+
+from bench import plain
 
 QUIET = 24
 """Cycles after the last expected transfer in which no other may follow."""
@@ -52,16 +54,16 @@ class Result:
 class Source:
     """Offers payloads; between them the port has no ``valid``, and bits that must not count."""
 
-    def __init__(self, handle, name: str, shape, payloads: Sequence[Any], gaps: Sequence[int]):
+    def __init__(self, handle, name: str, shape, payloads: Iterable[Any], gaps: Sequence[int]):
         self.valid, self.payload, self.ready = _stream(handle, name)
         self.mask = (1 << Shape.cast(shape).width) - 1
-        self.left = [pack(shape, payload) for payload in reversed(payloads)]
+        self.shape, self.left = shape, deque(pack(shape, payload) for payload in payloads)
         self.gaps, self.shown, self.cycles = cycle(gaps), (-1, 0), []
         self.wait = next(self.gaps)
 
     def drive(self) -> None:
         """Set the port for this cycle."""
-        bits = self.left[-1] if self.left else 0
+        bits = self.left[0] if self.left else 0
         if self.left and not self.wait:
             show = 1, bits
         else:
@@ -74,7 +76,7 @@ class Source:
         """Note a transfer."""
         if self.shown[0] and int(self.ready.value):
             self.cycles.append(now)
-            self.left.pop()
+            self.left.popleft()
             self.wait = next(self.gaps)
 
     @property
@@ -86,7 +88,7 @@ class Source:
 class Sink:
     """Takes payloads, and checks that an offer stays as it is until it is taken."""
 
-    def __init__(self, handle, name: str, shape, amount: int, gaps: Sequence[int]):
+    def __init__(self, handle, name: str, shape, amount: int | None, gaps: Sequence[int]):
         self.valid, self.payload, self.ready = _stream(handle, name)
         self.name, self.shape, self.amount = name, shape, amount
         self.gaps, self.takes, self.values, self.cycles = cycle(gaps), False, [], []
@@ -102,18 +104,22 @@ class Sink:
     def sample(self, now: int) -> None:
         """Take what is offered."""
         offered = int(self.payload.value) if int(self.valid.value) else None
-        assert self.refused in (None, offered), f"{self.name}: an offer that was refused has changed in cycle {now}"
+        assert self.refused in (None, offered), (
+            f"{self.name}: an offer that was refused has changed in cycle {now}"
+        )
         self.refused = None if self.takes else offered
         if self.takes and offered is not None:
             self.values.append(unpack(self.shape, offered))
             self.cycles.append(now)
             self.wait = next(self.gaps)
-            assert len(self.values) <= self.amount, f"{self.name}: a transfer more than expected in cycle {now}"
+            assert self.amount is None or len(self.values) <= self.amount, (
+                f"{self.name}: a transfer more than expected in cycle {now}"
+            )
 
     @property
     def done(self) -> bool:
         """Whether all payloads that are expected have come."""
-        return len(self.values) == self.amount
+        return self.amount in (None, len(self.values))
 
 
 class Driver:
@@ -159,29 +165,46 @@ class Driver:
         await self.falling()
         self.handle.rst.value = 0
 
-    async def run(self, sources: Mapping[str, Sequence[Any]], sinks: Mapping[str, int], gaps: Gaps,
+    async def run(self, sources: Mapping[str, Iterable[Any]], sinks: Mapping[str, int], gaps: Gaps, *,
+                  answers: Mapping[str, tuple[str, Callable]] | None = None, watch: Callable[[int], bool] = lambda _: True,
                   limit: int = 20_000) -> Result:  # fmt: skip
         """Send all payloads of ``sources``, and take the given number from each of ``sinks``, and no more.
+
+        Args:
+            answers: sink -> (source, function): what is taken there, any number, is answered here from the next cycle on.
+            watch: called with the number of every cycle when all has settled; once it has returned True the run may end.
 
         Raises:
             AssertionError: a stream rule is broken, too much comes, or not all has come after ``limit`` cycles.
         """
+        answers = answers or {}
+        sources, takers = (
+            {**sources, **{to: () for to, _ in answers.values()}},
+            {**dict.fromkeys(answers), **sinks},
+        )
         feeds = {n: Source(self.handle, n, self.shape(n), p, gaps.get(n, (0,))) for n, p in sources.items()}
-        takes = {n: Sink(self.handle, n, self.shape(n), a, gaps.get(n, (0,))) for n, a in sinks.items()}
+        takes = {n: Sink(self.handle, n, self.shape(n), a, gaps.get(n, (0,))) for n, a in takers.items()}
         ports = [*feeds.values(), *takes.values()]
-        quiet = 0
+        watched, quiet, answered = False, 0, dict.fromkeys(answers, 0)
         for now in range(limit):
             for port in ports:
                 port.drive()
             await ReadOnly()
             for port in ports:
                 port.sample(now)
-            quiet += all(port.done for port in ports)
+            watched |= watch(now)
+            for name, (to, function) in answers.items():
+                for value in takes[name].values[answered[name] :]:
+                    feeds[to].left.append(pack(feeds[to].shape, function(value)))
+                answered[name] = len(takes[name].values)
+            quiet += watched and all(port.done for port in ports)
             await self.falling()
             if quiet > QUIET:
                 break
         else:
-            left = {n: len(f.left) for n, f in feeds.items()} | {n: t.amount - len(t.values) for n, t in takes.items()}
+            left = {n: len(f.left) for n, f in feeds.items()} | {
+                n: a - len(takes[n].values) for n, a in sinks.items()
+            }
             raise AssertionError(f"deadlock: after {limit} cycles these transfers are left: {left}")
         return Result(
             {n: t.values for n, t in takes.items()},

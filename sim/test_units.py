@@ -10,7 +10,9 @@ from run import simulate
 from edgemoe import verilog
 from edgemoe.simulation.cocotb_build import SIMULATORS, missing
 
-UNITS = sorted({path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")} - {"core"})
+UNITS = sorted(
+    {path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")} - {"core"}
+)
 
 
 @cache

@@ -39,6 +39,7 @@ def run(tmp_path, capsys):
         (["demo", "--images", "many"], ["--images", "many"]),
         (["demo", "--images", "0"], ["--images", "1..", "0"]),
         (["demo", "--images", "1000"], ["--images", "1000"]),
+        (["sim", "x", "--image", "y", "--waves-cycles", "9:3"], ["--waves-cycles", "A:B", "9:3"]),
         (["perf", "x", "--routing", "random"], ["--routing", "balanced", "random"]),
         (["perf", "x", "--routing", "one", "--image", "nano:0"], ["--routing", "--image"]),
         (["compile", "nano", "--hardware", "nano", "--pixel-bytes", "3", "-o", "x"], ["--pixel-bytes", "3"]),

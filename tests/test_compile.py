@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import CONFIG, hardware, random_model
 
 from edgemoe import program as builds
 from edgemoe.compile import compile_model
 from edgemoe.config import ModelConfig
 from edgemoe.errors import BadInput, DoesNotFit
 from edgemoe.isa import Dest, Op, Source
+from models import CONFIG, hardware, random_model
 
 DENSE = ModelConfig(
     name="dense",

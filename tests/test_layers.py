@@ -148,7 +148,7 @@ def test_every_third_party_import_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
     names = {re.split(r"[\[<>=!~ ]", text)[0].lower().replace("-", "_") for text in declared}
-    modules = {"PIL": "pillow", "serial": "pyserial"}
+    modules = {"PIL": "pillow", "serial": "pyserial", "cocotb_tools": "cocotb"}
     for path in FILES:
         for line, module in imports(path):
             root = module.split(".")[0]

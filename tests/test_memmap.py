@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import CONFIG, hardware
 
 from edgemoe import memmap
 from edgemoe.errors import BadInput, DoesNotFit
 from edgemoe.memmap import MemoryImage, Parameters, Stored
+from models import CONFIG, hardware
 
 SHAPES = [
     {"in_lanes": 8, "out_lanes": 8, "port_bytes": 8},

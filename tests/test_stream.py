@@ -1,8 +1,8 @@
 """`Buffer` passes every payload once, in order, at full rate, under every stall pattern."""
 
 import pytest
-from bench import STALLS, run
 
+from bench import STALLS, run
 from edgemoe.stream import Buffer
 
 

@@ -91,15 +91,24 @@ def parser() -> Parser:
     _compare(add("compare", "compare reference, golden machine and gateware, by tensor"))
     _perf(add("perf", "predict cycles, external bytes and utilisation, by descriptor"))
     _verilog(add("verilog", "write the Verilog of an accelerator"))
+    _synth(add("synth", "synthesise, place and route a unit or the accelerator: area and clock"))
     add("doctor", "show what is installed, what is missing, and the remedy")
     return top
+
+
+def _cycles(text: str) -> tuple[int, int]:
+    """``A:B`` as two cycles."""
+    first, _, end = text.partition(":")
+    if not (first.isdigit() and end.isdigit() and int(first) < int(end)):
+        raise argparse.ArgumentTypeError(f"must be A:B with A below B, found {text!r}")
+    return int(first), int(end)
 
 
 def _demo(p: Parser) -> None:
     _output(p, "directory", default=Path("build/demo"))
     p.add_argument("--images", type=int, default=32, metavar="N", help="test images to simulate (default 32)")
     p.add_argument(
-        "--waves", action="store_true", help="also write a waveform of the first image (waves.vcd)"
+        "--waves", action="store_true", help="also write a waveform of the first 4000 cycles (waves.vcd)"
     )
 
 
@@ -149,7 +158,12 @@ def _sim(p: Parser) -> None:
     p.add_argument(
         "--verilog", metavar="DIR", type=Path, help="simulate the Verilog in DIR, not the generated one"
     )
-    p.add_argument("--waves", metavar="FILE", type=Path, help="write a waveform (.vcd)")
+    p.add_argument(
+        "--waves", metavar="FILE", type=Path, help="write a waveform (.vcd), 40 kB a cycle for nano"
+    )
+    p.add_argument(
+        "--waves-cycles", metavar="A:B", type=_cycles, default=(0, 4000), help="cycles of it (default 0:4000)"
+    )
 
 
 def _compare(p: Parser) -> None:
@@ -187,6 +201,23 @@ def _verilog(p: Parser) -> None:
         "--image", metavar="IMAGE", default="nano:0", help="image of the testbench (default nano:0)"
     )
     p.add_argument("--task", metavar="T", default="0", help="task of the testbench (default 0)")
+
+
+def _synth(p: Parser) -> None:
+    p.add_argument(
+        "--hardware", metavar="HW", default="m3vit-128", help="TOML file or name (default m3vit-128)"
+    )
+    p.add_argument(
+        "--unit", metavar="NAME", help="one unit alone, such as gelu or array (default: the accelerator)"
+    )
+    p.add_argument("--target", choices=["ecp5-85k"], default="ecp5-85k", metavar="T", help="ecp5-85k")
+    p.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of place and route (default 1)")
+    p.add_argument(
+        "--target-mhz", type=float, default=80.0, metavar="F",
+        help="exit with 4 if the clock (median of the seeds) is slower (default 80)",
+    )  # fmt: skip
+    p.add_argument("--no-route", action="store_true", help="synthesis only: area, no clock")
+    p.add_argument("-o", "--output", metavar="DIR", type=Path, help="directory for netlist, reports and logs")
 
 
 def _model(p: Parser) -> None:

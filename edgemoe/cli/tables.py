@@ -1,4 +1,4 @@
-"""The tables of demo, compare and perf."""
+"""The tables of demo, compare, perf and synth."""
 
 from __future__ import annotations
 
@@ -109,3 +109,28 @@ def perf(found: Prediction) -> Table:
             *cells,
         )
     return table
+
+
+def synth(values: dict[str, Any]) -> RenderableType:
+    """Area of a unit or of the accelerator, its clock and its slowest path."""
+    area = show.table("", ">used", ">there", ">share")
+    names = {"lut": "LUT4", "ff": "flip-flops", "dsp": "MULT18X18D", "bram": "DP16KD (18 Kb)"}
+    for key, name in names.items():
+        used, there = values["resources"][key], values["capacity"][key]
+        area.add_row(name, show.count(used), show.count(there), show.percent(used / there))
+    rest = show.table("", "")
+    if values["fmax_mhz"] is None:
+        rest.add_row("clock", "unknown: synthesis only, not placed and routed")
+        return Group(area, Text(), rest)
+    count = len(values["seeds"])
+    seeds = "1 seed" if count == 1 else f"median of {count} seeds"
+    style = "bold green" if values["met"] else "bold red"
+    rest.add_row("clock", Text(f"{values['fmax_mhz']} MHz ({seeds}), target {values['target_mhz']:g}", style))
+    if path := values["critical_path"]:
+        rest.add_row("slowest path", Text(f"from {path['from']}"))
+        rest.add_row("", Text(f"to {path['to']}"))
+        rest.add_row(
+            "",
+            f"{path['logic_ns']} ns of logic ({path['levels']} cells on the way), {path['routing_ns']} ns of routing",
+        )
+    return Group(area, Text(), rest)

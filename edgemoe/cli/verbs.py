@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -198,15 +199,22 @@ def compile_model(arguments: Namespace) -> int:
 
 def sim(arguments: Namespace) -> int:
     """`edgemoe sim BUILD --image F --task T`."""
-    from edgemoe import api, inputs
+    from edgemoe import api, inputs, output
 
     build = api.load_build(arguments.build)
     image = inputs.image(arguments.image, build.model)
     task = inputs.task(arguments.task, build.model)
     _check_outputs(arguments.output, arguments.json, arguments.waves)
-    with show.progress() as tick:
+    waves = output.file(arguments.waves) if arguments.waves else nullcontext()
+    with show.progress() as tick, waves as file:
         (run,) = api.simulate(
-            build, [image], [task], verilog=arguments.verilog, waves=arguments.waves, tick=tick
+            build,
+            [image],
+            [task],
+            verilog=arguments.verilog,
+            waves=file,
+            waves_cycles=arguments.waves_cycles,
+            tick=tick,
         )
         checked = api.check(build, [image], [task], [run], tick)
     tensors = api.outputs(build, run, task=task)
@@ -346,6 +354,48 @@ def _vectors(arguments: Namespace, hardware) -> Any:
     return api.vectors(
         build, inputs.image(arguments.image, build.model), inputs.task(arguments.task, build.model)
     )
+
+
+def synth(arguments: Namespace) -> int:
+    """`edgemoe synth --hardware HW [--unit NAME] --target T`."""
+    from edgemoe import synthesis
+    from edgemoe.cli import tables
+    from edgemoe.config import load_hardware
+    from edgemoe.errors import DoesNotFit
+    from edgemoe.output import check_directory
+
+    hardware = load_hardware(arguments.hardware)
+    _check_outputs(arguments.json)
+    if arguments.output:
+        check_directory(arguments.output)
+    with show.progress() as tick:
+        values = synthesis.synthesise(
+            hardware,
+            arguments.unit,
+            arguments.target,
+            arguments.seeds,
+            arguments.target_mhz,
+            arguments.output,
+            not arguments.no_route,
+            tick,
+        )
+    show.console().print(tables.synth(values))
+    write_report(arguments, values)
+    name = f"{arguments.unit or 'the accelerator'} of {hardware.name}"
+    if not values["fits"]:
+        over = [k for k, have in values["capacity"].items() if values["resources"][k] > have]
+        found = ", ".join(f"{values['resources'][k]} of {values['capacity'][k]} {k}" for k in over)
+        raise DoesNotFit(
+            f"{name} needs {found or 'more than there is'} on {arguments.target}, so it was not placed and "
+            "routed; use hardware with fewer lanes or smaller capacities"
+        )
+    if values["met"] is False:
+        path = values["critical_path"] or {"from": "?", "to": "?"}
+        raise DoesNotFit(
+            f"{name} reaches {values['fmax_mhz']} MHz on {arguments.target}, --target-mhz is "
+            f"{arguments.target_mhz:g}; the slowest path is from {path['from']} to {path['to']}"
+        )
+    return 0
 
 
 # -- tools --------------------------------------------------------------------------------------

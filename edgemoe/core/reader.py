@@ -122,7 +122,7 @@ class Reader(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        hardware, lanes = self.hardware, self.hardware.in_lanes
+        lanes = self.hardware.in_lanes
         tokens, job = self._tokens(m)
         side = data.StructLayout(
             {"word": 12, "last": 1, "weigh": 1, "head": self.head_bits, "keys": 12, "tag": TOKEN_TAG}

@@ -170,7 +170,6 @@ class Writer(wiring.Component):
         here = jobs[note.job]
         m.submodules.gelu = gelu = Gelu(GeluSpec(), lanes, tag=self.note)
         m.submodules.exponential = exponential = Exponential(self.softmax, lanes, tag=self.note)
-        scores = here.dest == Dest.SCORES
         m.d.comb += [
             requantise.o.ready.eq(1),
             gelu.i.valid.eq(requantise.o.valid),

@@ -9,6 +9,7 @@ pytest than elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -101,7 +102,9 @@ def build(text: str, simulator: str, directory: Path, top: str = "top") -> Build
     return Build(simulator, top, final)
 
 
-def run(design: Build, module: str, directory: Path, environment: Mapping[str, str] | None = None) -> list[Outcome]:
+def run(
+    design: Build, module: str, directory: Path, environment: Mapping[str, str] | None = None
+) -> list[Outcome]:
     """Run the cocotb tests of ``module``, which must be importable from here, with ``directory`` as their folder.
 
     Raises:
@@ -111,13 +114,11 @@ def run(design: Build, module: str, directory: Path, environment: Mapping[str, s
 
     directory.mkdir(parents=True, exist_ok=True)
     results, log = directory.absolute() / "results.xml", directory.absolute() / "log.txt"
-    try:
+    with contextlib.suppress(SystemExit):  # failures are in the file
         get_runner(design.simulator).test(
             test_module=module, hdl_toplevel=design.top, hdl_toplevel_lang="verilog", build_dir=design.directory,
             test_dir=directory, results_xml=str(results), log_file=log, extra_env=dict(environment or {}),
         )  # fmt: skip
-    except SystemExit:
-        pass  # failures are in the file
     outcomes = read_results(results) if results.is_file() else []
     if not outcomes:
         end = log.read_text(errors="replace")[-2000:] if log.is_file() else ""
@@ -162,7 +163,9 @@ def _version(simulator: str) -> str:
     match = re.search(r"version (\d+)\S*", answer)
     if match is None or int(match[1]) < OLDEST_ICARUS:
         found = match[0] if match else "unknown version"
-        raise ToolMissing(f"iverilog is {found}, at least {OLDEST_ICARUS} is needed; install a newer package iverilog")
+        raise ToolMissing(
+            f"iverilog is {found}, at least {OLDEST_ICARUS} is needed; install a newer package iverilog"
+        )
     return match[0]
 
 
@@ -177,7 +180,13 @@ def _cocotb():
 
 def _run(command: list[str], directory: Path, environment: dict[str, str]) -> None:
     answer = subprocess.run(
-        command, cwd=directory, env=environment, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=directory,
+        env=environment,
+        text=True,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     if answer.returncode:
         lines = [line for line in answer.stdout.splitlines() if "rror" in line] or answer.stdout.splitlines()

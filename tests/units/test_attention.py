@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from bench import STALLS, run
 
+from bench import STALLS, run
 from edgemoe.numeric import ceil_div
 from edgemoe.units.attention import ReorderSpec, ReorderUnit, cycles, schedule, steps
 
@@ -28,9 +28,13 @@ def stimulus(spec: ReorderSpec, jobs, seed=0, single=()):
                 together = [b[first + r if r < group else first, w].tolist() for r in range(spec.fill_rows)]
                 fills.append({"b": together})
         fill_jobs.append({"words": words, "rows": rows, "single": int(alone)})
-        a_jobs.append({"count": tokens, "words": words, "rows": rows, "half": words // 2 if number == 3 else 0})
+        a_jobs.append(
+            {"count": tokens, "words": words, "rows": rows, "half": words // 2 if number == 3 else 0}
+        )
         for token, _ in schedule(spec, tokens, rows):
-            stream += [{"a": [number, token, w, 0, 0, 0, 0, 0], "tag": number * 16 + token} for w in range(words)]
+            stream += [
+                {"a": [number, token, w, 0, 0, 0, 0, 0], "tag": number * 16 + token} for w in range(words)
+            ]
     return rows_of, {"job": a_jobs, "fill_job": fill_jobs, "fill": fills, "a": stream}
 
 
@@ -69,7 +73,16 @@ def check(spec: ReorderSpec, jobs, rows_of, beats):
 @pytest.mark.parametrize("stall", STALLS)
 @pytest.mark.parametrize(
     ("slots", "sets", "fill_rows", "interval"),
-    [(4, 1, 1, 1), (4, 2, 1, 1), (4, 2, 2, 3), (1, 1, 1, 1), (1, 2, 1, 1), (8, 1, 1, 2), (2, 1, 1, 1), (8, 2, 4, 1)],
+    [
+        (4, 1, 1, 1),
+        (4, 2, 1, 1),
+        (4, 2, 2, 3),
+        (1, 1, 1, 1),
+        (1, 2, 1, 1),
+        (8, 1, 1, 2),
+        (2, 1, 1, 1),
+        (8, 2, 4, 1),
+    ],
 )
 def test_beats_follow_the_schedule(slots, sets, fill_rows, interval, stall):
     spec = spec_for(slots, sets, fill_rows, interval)
@@ -95,7 +108,9 @@ def test_steps_and_bandwidth(slots, sets):
     result = run(unit, sources, {"o": len(sources["a"])}, processes=[counter])
     assert count["steps"] == steps(spec, tokens, rows)
     blocks = ceil_div(rows, slots)
-    assert steps(spec, tokens, rows) == (blocks * max(tokens, slots) + slots - 1 if sets == 1 else blocks * tokens)
+    assert steps(spec, tokens, rows) == (
+        blocks * max(tokens, slots) + slots - 1 if sets == 1 else blocks * tokens
+    )
     first, last = result.cycles_out["o"][0], result.cycles_out["o"][-1]
     assert last - first + 1 == cycles(spec, tokens, rows, words)
     reads_of_a = len(result.cycles_in["a"]) / (last - first + 1)

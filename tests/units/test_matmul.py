@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from bench import STALLS, run
 
+from bench import STALLS, run
 from edgemoe.units.matmul import DotArray, MatmulSpec, matmul
 
 
@@ -30,7 +30,9 @@ def beats(a, b, spec, double):
 
 
 @pytest.mark.parametrize("stall", STALLS)
-@pytest.mark.parametrize(("lanes", "slots", "b_bits", "double"), [(8, 2, 8, False), (4, 4, 16, False), (8, 1, 8, True)])
+@pytest.mark.parametrize(
+    ("lanes", "slots", "b_bits", "double"), [(8, 2, 8, False), (4, 4, 16, False), (8, 1, 8, True)]
+)
 def test_array_equals_golden(lanes, slots, b_bits, double, stall):
     spec = MatmulSpec(lanes, slots, b_bits, 40)
     rng = np.random.default_rng(lanes + slots)

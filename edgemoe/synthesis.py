@@ -1,0 +1,416 @@
+"""Synthesis, place and route of the accelerator or of one unit alone (`edgemoe synth`).
+
+A unit has far more ports than a device has pins. So it sits in a small harness: one long shift register
+drives its inputs, a register takes every output, and a tree of exclusive ors, registered level by level, folds
+them into one pin. The unit's paths then start and end in registers, and nothing of it can be optimised away::
+
+    pin --> shift register --> unit --> registers --> xor --> xor --> pin
+
+The harness is not counted: its registers and lookup tables are known by name in the netlist.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amaranth.hdl import Cat, Module, Signal, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from edgemoe import output
+from edgemoe.config import HardwareConfig
+from edgemoe.errors import BadInput, EdgemoeError, ToolMissing
+from edgemoe.manifest import manifest
+
+Tick = Callable[[str, float | None], None]
+
+SPARE = {"monitor", "record", "record_valid", "collision", "overlap"}
+"""Outputs that only simulation looks at; the harness leaves them open."""
+HARNESS = "synth_"
+"""Beginning of the names of the harness's registers; no unit has such names."""
+FOLD = 4
+"""Bits that one lookup table of the harness folds."""
+
+
+# -- units --------------------------------------------------------------------------------------
+
+
+def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
+    """What ``--unit`` accepts: makers of each unit with the lanes and capacities that the accelerator gives it."""
+    from edgemoe.core import accelerator as top
+    from edgemoe.core.activation import ActivationMemory
+    from edgemoe.core.dma import WeightDma
+    from edgemoe.core.engines import GateEngine, NormEngine
+    from edgemoe.core.executor import Executor
+    from edgemoe.core.exponents import ExponentTable
+    from edgemoe.core.fetch import Fetch
+    from edgemoe.core.filler import Filler
+    from edgemoe.core.loader import Loader
+    from edgemoe.core.reader import TOKEN_TAG, Reader
+    from edgemoe.core.sequencer import Dispatcher, RegionSequencer
+    from edgemoe.core.storer import Storer
+    from edgemoe.core.writer import Writer, reorder_spec
+    from edgemoe.units.attention import ReorderUnit
+    from edgemoe.units.gelu import Gelu, GeluSpec
+    from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
+    from edgemoe.units.matmul import DotArray, MatmulSpec
+    from edgemoe.units.requantise import Requantise, RequantiseSpec
+    from edgemoe.units.residual import Residual
+    from edgemoe.units.router import Router, RouterSpec
+    from edgemoe.units.softmax import Exponential, Reciprocal, RowMaximum, SoftmaxSpec, Weigher
+
+    def softmax(h: HardwareConfig) -> SoftmaxSpec:
+        return SoftmaxSpec(b_bits=h.b_bits)
+
+    def parameters(h: HardwareConfig) -> int:
+        return Filler(h).parameters
+
+    return {
+        "array": lambda h: DotArray(MatmulSpec(h.in_lanes, h.out_lanes, h.b_bits, h.acc_bits)),
+        "reorder": lambda h: ReorderUnit(reorder_spec(h), tag=TOKEN_TAG),
+        "requantise": lambda h: Requantise(RequantiseSpec(acc_bits=h.acc_bits), h.post_lanes),
+        "gelu": lambda h: Gelu(GeluSpec(), h.post_lanes),
+        "exponential": lambda h: Exponential(softmax(h), h.post_lanes),
+        "residual": lambda h: Residual(h.post_lanes),
+        "row-maximum": lambda h: RowMaximum(h.tokens, h.post_lanes),
+        "weigher": lambda h: Weigher(softmax(h), h.in_lanes),
+        "reciprocal": lambda h: Reciprocal(softmax(h)),
+        "layernorm": lambda h: LayerNorm(
+            LayerNormSpec(h.in_lanes, h.norm_lanes, h.dim), q=parameters(h), tag=16
+        ),
+        "router": lambda h: Router(RouterSpec(h.in_lanes, h.tokens, h.experts, min(h.top_k, h.experts))),
+        "activation": lambda h: ActivationMemory(h, top.READ_PAGES, top.WRITE_PAGES, lanes="product"),
+        "exponent-table": lambda h: ExponentTable(h, 2),
+        "fetch": Fetch,
+        "dispatcher": Dispatcher,
+        "regions": lambda h: RegionSequencer(),
+        "weight-dma": WeightDma,
+        "executor": Executor,
+        "loader": Loader,
+        "storer": Storer,
+        "filler": Filler,
+        "reader": Reader,
+        "writer": lambda h: Writer(h, parameters(h)),
+        "norm-engine": lambda h: NormEngine(h, parameters(h)),
+        "gate-engine": GateEngine,
+    }
+
+
+def component(hardware: HardwareConfig, unit: str | None) -> wiring.Component:
+    """The unit of that name, or the whole accelerator.
+
+    Raises:
+        BadInput: there is no such unit.
+    """
+    if unit is None:
+        from edgemoe.core.accelerator import Accelerator
+
+        return Accelerator(hardware)
+    known = units()
+    if unit not in known:
+        raise BadInput(f"--unit must be one of {', '.join(known)}; found {unit!r}")
+    return known[unit](hardware)
+
+
+class Harness(wiring.Component):
+    """A component between one input pin and one output pin.
+
+    Parameters
+    ----------
+    unit : Component
+
+    Members
+    -------
+    i : In(1), o : Out(1)
+        Ends of the shift register and of the folded outputs.
+    """
+
+    def __init__(self, unit: wiring.Component):
+        self.unit = unit
+        super().__init__({"i": In(1), "o": Out(1)})
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.unit = self.unit
+        signature = self.unit.signature
+        inputs, outputs = [], []
+        for path, member, value in signature.flatten(self.unit):
+            if path[0] not in SPARE and len(Value.cast(value)):
+                (inputs if member.flow == In else outputs).append(Value.cast(value))
+        shift = Signal(sum(map(len, inputs)) + 1, name=f"{HARNESS}shift", reset_less=True)
+        m.d.sync += shift.eq(Cat(self.i, shift))
+        at = 0
+        for value in inputs:
+            m.d.comb += value.eq(shift[at : at + len(value)])
+            at += len(value)
+        level = Signal(sum(map(len, outputs)), name=f"{HARNESS}capture", reset_less=True)
+        m.d.sync += level.eq(Cat(outputs))
+        while len(level) > 1:
+            count = -(-len(level) // FOLD)
+            folded = Signal(count, name=f"{HARNESS}fold{count}", reset_less=True)
+            m.d.sync += [folded[k].eq(level[FOLD * k : FOLD * (k + 1)].xor()) for k in range(count)]
+            level = folded
+        m.d.comb += self.o.eq(level)
+        return m
+
+
+# -- targets ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device and how the tools are told about it."""
+
+    platform: str
+    """What the gateware is elaborated for (`edgemoe.units.matmul.multiply`)."""
+    place: tuple[str, ...]
+    capacity: dict[str, int]
+
+
+TARGETS = {
+    "ecp5-85k": Target(
+        "ecp5",
+        ("--85k", "--package", "CABGA381", "--speed", "6"),
+        {"lut": 83640, "ff": 83640, "dsp": 156, "bram": 208},
+    )
+}
+
+
+def find(variable: str, name: str) -> str:
+    """A tool: what the environment variable names, else ``name`` or ``yowasp-name`` on PATH or beside Python.
+
+    Raises:
+        ToolMissing: there is none.
+    """
+    remedy = f"install it with: pip install 'edgemoe[flow]', or name it in the variable {variable}"
+    if named := os.environ.get(variable):
+        path = shutil.which(named)
+        if path is None:
+            raise ToolMissing(f"variable {variable}: {named!r} is not a program; {remedy}")
+        return path
+    places = [os.environ.get("PATH", ""), str(Path(sys.executable).parent)]
+    for candidate in (name, f"yowasp-{name}"):
+        if path := shutil.which(candidate, path=os.pathsep.join(places)):
+            return path
+    raise ToolMissing(f"{name} is missing; {remedy}")
+
+
+def run(command: list[str], folder: Path, log: str) -> str:
+    """Run a tool in ``folder`` and keep what it prints in the file ``log``; returns that text.
+
+    Raises:
+        EdgemoeError: the tool failed; the message has its first error.
+    """
+    with (folder / log).open("w") as stream:
+        done = subprocess.run(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, check=False)
+    text = (folder / log).read_text(errors="replace")
+    if done.returncode:
+        lines = [line for line in text.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")]
+        reason = (errors or lines[-1:] or ["nothing printed"])[0]
+        raise EdgemoeError(f"{Path(command[0]).name} failed with code {done.returncode}: {reason.strip()}")
+    return text
+
+
+# -- reports ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Netlist:
+    """What synthesis made: resources of the unit and, apart, those of the harness."""
+
+    resources: dict[str, int]
+    harness: dict[str, int]
+
+
+def read_netlist(values: dict[str, Any]) -> Netlist:
+    """Count the cells of a netlist (JSON of yosys).
+
+    A carry cell takes two lookup tables and a distributed memory of 16 x 4 bits takes four, as place and route counts them.
+    """
+    module = next(m for m in values["modules"].values() if int(m.get("attributes", {}).get("top", "0"), 2))
+    own = {
+        bit: name.split("[")[0].lstrip("\\")
+        for name, net in module["netnames"].items()
+        if name.lstrip("\\").startswith(HARNESS)
+        for bit in net["bits"]
+    }
+    kinds: dict[str, int] = {}
+    folds, registers = set(), 0
+    for cell in module["cells"].values():
+        kinds[cell["type"]] = kinds.get(cell["type"], 0) + 1
+        if cell["type"] == "TRELLIS_FF":
+            name = own.get(cell["connections"]["Q"][0])
+            registers += name is not None
+            if name is not None and name.startswith(f"{HARNESS}fold"):
+                folds.add((cell["connections"].get("DI") or cell["connections"].get("M") or [None])[0])
+    tables = sum(
+        cell["type"] == "LUT4" and cell["connections"]["Z"][0] in folds for cell in module["cells"].values()
+    )
+    lut = kinds.get("LUT4", 0) + 2 * kinds.get("CCU2C", 0) + 4 * kinds.get("TRELLIS_DPR16X4", 0)
+    resources = {
+        "lut": lut - tables,
+        "ff": kinds.get("TRELLIS_FF", 0) - registers,
+        "dsp": kinds.get("MULT18X18D", 0),
+        "bram": kinds.get("DP16KD", 0),
+    }
+    return Netlist(resources, {"lut": tables, "ff": registers})
+
+
+@dataclass(frozen=True)
+class Route:
+    """What place and route found with one seed."""
+
+    fmax_mhz: float
+    used: dict[str, int]
+    path: dict[str, Any]
+    """Critical path: ``from`` and ``to`` (cells), ``logic_ns``, ``routing_ns``, ``levels``."""
+
+
+CELLS = {"lut": "TRELLIS_COMB", "ff": "TRELLIS_FF", "dsp": "MULT18X18D", "bram": "DP16KD"}
+"""Names of the resources in the report of nextpnr."""
+
+
+def read_report(values: dict[str, Any]) -> Route:
+    """Read the report (JSON) of nextpnr; of several clocks the slowest counts."""
+    clocks = values.get("fmax", {})
+    if not clocks:
+        raise EdgemoeError("nextpnr reports no clock: nothing in the design is between two registers")
+    clock = min(clocks, key=lambda name: clocks[name]["achieved"])
+    found: dict[str, Any] = {}
+    for path in values.get("critical_paths", []):
+        if path["from"].split(" ")[-1] == clock == path["to"].split(" ")[-1] and path["path"]:
+            steps = path["path"]
+            found = {
+                "from": steps[0]["from"]["cell"],
+                "to": steps[-1]["to"]["cell"],
+                "logic_ns": round(sum(s["delay"] for s in steps if s["type"] != "routing"), 3),
+                "routing_ns": round(sum(s["delay"] for s in steps if s["type"] == "routing"), 3),
+                "levels": sum(s["type"] == "logic" for s in steps),
+            }
+    used = {k: values["utilization"].get(cell, {}).get("used", 0) for k, cell in CELLS.items()}
+    return Route(round(clocks[clock]["achieved"], 2), used, found)
+
+
+# -- the flow -----------------------------------------------------------------------------------
+
+
+def synthesise(
+    hardware: HardwareConfig,
+    unit: str | None,
+    target: str,
+    seeds: int,
+    target_mhz: float,
+    directory: Path | None,
+    route: bool,
+    tick: Tick,
+) -> dict[str, Any]:
+    """Synthesise, place and route; the object that `edgemoe synth --json` writes.
+
+    ``fmax_mhz`` and ``met`` are None without place and route: not asked for, or larger than the device (``fits``).
+
+    Args:
+        hardware: lanes and capacities.
+        unit: a name of `units`, or None for the accelerator.
+        target: a name of `TARGETS`.
+        seeds: number of runs of place and route, with seeds 1, 2, ...
+        target_mhz: the clock to reach.
+        directory: keeps netlist, reports and logs.
+        route: False ends after synthesis.
+        tick: is told the stage.
+    """
+    if seeds < 1:
+        raise BadInput(f"--seeds must be at least 1, found {seeds}")
+    if not 1 <= target_mhz <= 1000:
+        raise BadInput(f"--target-mhz must be 1..1000, found {target_mhz:g}")
+    device = TARGETS[target]
+    top = component(hardware, unit)
+    yosys = find("YOSYS", "yosys")
+    nextpnr = find("NEXTPNR_ECP5", "nextpnr-ecp5") if route else ""
+    place = output.directory(directory) if directory else nullcontext()
+    with tempfile.TemporaryDirectory() as scratch, place as kept:
+        folder = kept or Path(scratch)
+        name = unit or "accelerator"
+        tick(f"{name}: elaborating for {target}", None)
+        elaborate(top, folder / "top.il", device.platform)
+        tick(f"{name}: synthesis", None)
+        script = "read_rtlil top.il; synth_ecp5 -top top -no-rw-check -json top.json"
+        log = run([yosys, "-p", script], folder, "yosys.log")
+        netlist = read_netlist(json.loads((folder / "top.json").read_text()))
+        resources = netlist.resources
+        total = {k: v + netlist.harness.get(k, 0) for k, v in resources.items()}
+        excess = [k for k, have in device.capacity.items() if total[k] > have]
+        routes = []
+        if route and not excess:
+            for seed in range(1, seeds + 1):
+                tick(f"{name}: place and route, seed {seed} of {seeds}", None)
+                routes.append(place_and_route(nextpnr, device, folder, seed, target_mhz))
+            used = routes[0].used
+            resources = {k: used[k] - netlist.harness.get(k, 0) for k in resources}
+        fmax = round(statistics.median(r.fmax_mhz for r in routes), 2) if routes else None
+        values = {
+            "hardware": hardware.name,
+            "unit": unit,
+            "target": target,
+            "resources": resources,
+            "harness": netlist.harness,
+            "capacity": device.capacity,
+            "fits": not excess,
+            "routed": bool(routes),
+            "fmax_mhz": fmax,
+            "fmax_by_seed": [r.fmax_mhz for r in routes],
+            "seeds": list(range(1, len(routes) + 1)),
+            "target_mhz": target_mhz,
+            "met": None if fmax is None else fmax >= target_mhz,
+            "critical_path": min(routes, key=lambda r: r.fmax_mhz).path if routes else None,
+            "tools": versions(log, nextpnr, folder),
+        }
+        if kept:
+            record = manifest("synth", {"hardware": hardware, "unit": unit, "target": target}, {})
+            record["tools"].update(values["tools"])
+            output.write_json(kept / output.MANIFEST, record)
+            output.write_json(kept / "synth.json", values)
+    return values
+
+
+def elaborate(top: wiring.Component, path: Path, platform: str) -> None:
+    """Write the RTLIL of ``top`` in its harness."""
+    from amaranth.back import rtlil
+
+    path.write_text(rtlil.convert(Harness(top), name="top", platform=platform))
+
+
+def place_and_route(nextpnr: str, device: Target, folder: Path, seed: int, target_mhz: float) -> Route:
+    """One run of nextpnr, which aims a quarter above the target."""
+    report = f"report{seed}.json"
+    aim = max(100.0, 1.25 * target_mhz)
+    command = [
+        nextpnr, *device.place, "--json", "top.json", "--report", report, "--seed", str(seed), "--freq", f"{aim:g}",
+        "--timing-allow-fail", "--lpf-allow-unconstrained",
+    ]  # fmt: skip
+    run(command, folder, f"nextpnr{seed}.log")
+    return read_report(json.loads((folder / report).read_text()))
+
+
+def versions(log: str, nextpnr: str, folder: Path) -> dict[str, str]:
+    """Versions of yosys, from its log, and of nextpnr, if it is used."""
+    found = {}
+    if match := re.search(r"Yosys (\d[\w.+-]*)", log):
+        found["yosys"] = match[1]
+    if nextpnr and (
+        match := re.search(r"(\d+\.\d[\w.]*)", run([nextpnr, "--version"], folder, "nextpnr.log"))
+    ):
+        found["nextpnr"] = match[1]
+    return found
