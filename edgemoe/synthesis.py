@@ -56,7 +56,7 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
     from edgemoe.core.executor import Executor
     from edgemoe.core.exponents import ExponentTable
     from edgemoe.core.fetch import Fetch
-    from edgemoe.core.filler import Filler
+    from edgemoe.core.filler import PARAMETER_BYTES, Filler
     from edgemoe.core.loader import Loader
     from edgemoe.core.reader import TOKEN_TAG, Reader
     from edgemoe.core.sequencer import Dispatcher, RegionSequencer
@@ -75,7 +75,7 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
         return SoftmaxSpec(b_bits=h.b_bits)
 
     def parameters(h: HardwareConfig) -> int:
-        return Filler(h).parameters
+        return max(1, h.fill_bytes // PARAMETER_BYTES)
 
     return {
         "array": lambda h: DotArray(MatmulSpec(h.in_lanes, h.out_lanes, h.b_bits, h.acc_bits)),
@@ -108,8 +108,8 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
     }
 
 
-def component(hardware: HardwareConfig, unit: str | None) -> wiring.Component:
-    """The unit of that name, or the whole accelerator.
+def maker(unit: str | None) -> Callable[[HardwareConfig], wiring.Component]:
+    """Makes the unit of that name, or the whole accelerator.
 
     Raises:
         BadInput: there is no such unit.
@@ -117,11 +117,11 @@ def component(hardware: HardwareConfig, unit: str | None) -> wiring.Component:
     if unit is None:
         from edgemoe.core.accelerator import Accelerator
 
-        return Accelerator(hardware)
+        return Accelerator
     known = units()
     if unit not in known:
         raise BadInput(f"--unit must be one of {', '.join(known)}; found {unit!r}")
-    return known[unit](hardware)
+    return known[unit]
 
 
 class Harness(wiring.Component):
@@ -336,7 +336,7 @@ def synthesise(
     if not 1 <= target_mhz <= 1000:
         raise BadInput(f"--target-mhz must be 1..1000, found {target_mhz:g}")
     device = TARGETS[target]
-    top = component(hardware, unit)
+    make = maker(unit)
     yosys = find("YOSYS", "yosys")
     nextpnr = find("NEXTPNR_ECP5", "nextpnr-ecp5") if route else ""
     place = output.directory(directory) if directory else nullcontext()
@@ -344,7 +344,7 @@ def synthesise(
         folder = kept or Path(scratch)
         name = unit or "accelerator"
         tick(f"{name}: elaborating for {target}", None)
-        elaborate(top, folder / "top.il", device.platform)
+        elaborate(make(hardware), folder / "top.il", device.platform)
         tick(f"{name}: synthesis", None)
         script = "read_rtlil top.il; synth_ecp5 -top top -no-rw-check -json top.json"
         log = run([yosys, "-p", script], folder, "yosys.log")
