@@ -222,6 +222,28 @@ def verilog_folder(hardware: HardwareConfig) -> Path:
     return verilog.cached(hardware, _writable_cache()).parent
 
 
+def prepare(
+    hardware: HardwareConfig, *, verilog: PathLike | None = None, waves: bool = False, tick: Tick = quiet
+) -> None:  # fmt: skip
+    """Build the simulator of ``hardware`` unless it is in the cache; of several processes only one builds."""
+    import fcntl
+    import zlib
+
+    from edgemoe.simulation.runner import verilog_file
+    from edgemoe.simulation.verilator import Options, build
+
+    place = _writable_cache()
+
+    def told(stage: str) -> None:
+        if stage != "cached":
+            tick(f"gateware: {stage}", None)
+
+    with open(place / f"lock-{zlib.crc32(repr(hardware).encode()):08x}", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tick("gateware: Verilog", None)
+        build(verilog_file(hardware, verilog, place), hardware, place, Options(waves=waves), told)
+
+
 def simulate(
     program: Program, images: Sequence[Array] | Array, tasks: Iterable[int | str] = (0,), *,
     verilog: PathLike | None = None, waves: PathLike | None = None, waves_cycles: tuple[int, int] = (0, WAVES),
@@ -245,9 +267,9 @@ def simulate(
         if "cycle" in event:
             part = (int(event.get("run", 0)) + min(event["cycle"] / likely, 0.99)) / len(numbers)
             tick("gateware: simulating", part)
-        elif event["stage"] != "cached":
-            tick(f"gateware: {event['stage']}", None)
 
+    prepare(program.hardware, verilog=verilog, waves=waves is not None, tick=tick)
+    tick("gateware: simulating", 0.0)
     return start(
         program, program.hardware, pixels(program, images), numbers, build_dir=_writable_cache(),
         verilog_dir=verilog, records=records, waves=waves, progress=told,
@@ -324,8 +346,13 @@ def check(
     tasks: Iterable[int | str],
     runs: Sequence[SimulationResult],
     tick: Tick = quiet,
+    first_image: int = 0,
 ) -> Checked:
-    """Compare every element of every tensor that `simulate` recorded with the golden machine's."""
+    """Compare every element of every tensor that `simulate` recorded with the golden machine's.
+
+    Args:
+        first_image: number of the first image, for the message of a difference.
+    """
     from edgemoe.compare import compare_run
     from edgemoe.golden import Golden
 
@@ -338,7 +365,7 @@ def check(
         comparisons.append(compare_run(program, expected, run))
         routes.append([{names[n]: r.experts for n, r in of_image.items()} for of_image in expected.routes])
     differences = [
-        f"task {program.model.tasks[task]}, {found.first}"
+        f"task {program.model.tasks[task]}, {replace(found.first, image=found.first.image + first_image)}"
         for task, found in zip(numbers, comparisons)
         if found.first
     ]

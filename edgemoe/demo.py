@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from edgemoe.isa import Op
 from edgemoe.manifest import manifest
 
 if TYPE_CHECKING:
+    from edgemoe.checkpoint import Model
     from edgemoe.program import Program
     from edgemoe.simulation.runner import SimulationResult
 
@@ -31,6 +32,9 @@ VERSION = 1
 """Of demo.json."""
 
 HARDWARE = "nano"
+
+WORKERS = 2
+"""Simulators that run at the same time; each has half of the images."""
 
 KINDS = {
     "embed": "patch embedding",
@@ -75,29 +79,29 @@ def run(path: Path | str, images: int = 32, waves: bool = False, tick: Tick = qu
     model = api.load_model(inputs.NANO)
     program = api.compile(model, HARDWARE)
     files = {"model": inputs.model_path(inputs.NANO), "test images": inputs.packaged("multimnist-test.npz")}
-    with output.directory(path) as folder, GoldenAnswers(program, pictures) as golden:
+    with output.directory(path) as folder, Answers(model, program, pictures) as answers:
         api.save_build(program, folder / "build", inputs=files, extra={"model_file": inputs.NANO})
-        tick("float model on all test images", None)
-        floats = np.stack([a.argmax(axis=1) for a in api.reference_batch(model, pictures)], axis=1)
-        shown, tasks = pictures[:images], range(len(model.config.tasks))
-        runs = api.simulate(
-            program, shown, tasks=tasks, waves=folder / "waves.vcd" if waves else None, tick=tick
-        )
+        shown = pictures[:images]
+        batches = simulate(program, shown, folder / "waves.vcd" if waves else None, tick)
         shutil.copytree(api.verilog_folder(program.hardware), folder / "verilog")
-        checked = api.check(program, shown, tasks, runs, tick)
-        tick("golden machine on all test images", None)
-        exact = golden.answers()
+        tick("comparing every tensor with the golden machine", None)
+        for batch in batches:
+            batch.checked = api.check(program, batch.images, batch.tasks, batch.runs, first_image=batch.first)
+        tick("float and golden model on all test images", None)
+        floats, exact = answers.wait()
         values = {
             "edgemoe": edgemoe.__version__,
             "report": "demo",
             "version": VERSION,
             "images": images,
-            "tasks": len(tasks),
+            "tasks": len(model.config.tasks),
             "task_names": list(model.config.tasks),
-            "mismatches": checked.mismatches,
-            "tensors_compared": checked.tensors,
-            "first_difference": checked.first,
-            **performance(program, runs, images),
+            "mismatches": sum(b.checked.mismatches for b in batches),
+            "tensors_compared": sum(b.checked.tensors for b in batches),
+            "first_difference": next((b.checked.first for b in batches if b.checked.first), None),
+            **performance(
+                program, [run for b in batches for run in b.runs], images * len(model.config.tasks)
+            ),
             "accuracy_images": len(pictures),
             "accuracy_float": accuracies(floats, labels),
             "accuracy_golden": accuracies(exact, labels),
@@ -105,9 +109,9 @@ def run(path: Path | str, images: int = 32, waves: bool = False, tick: Tick = qu
             "model": asdict(program.model),
             "hardware": asdict(program.hardware),
             "macs": program.model.macs(),
-            "results": results(program, runs, images, truth=labels, float=floats, golden=exact),
-            "experts": experts(program, checked.routes),
-            "descriptors": descriptors(program, runs[0], checked.routes[0][0]),
+            "results": results(program, batches, truth=labels, float=floats, golden=exact),
+            "experts": experts(program, [sum(r, []) for r in zip(*(b.checked.routes for b in batches))]),
+            "descriptors": descriptors(program, batches[0].runs[0], batches[0].checked.routes[0][0]),
             "seconds": round(time.monotonic() - started, 1),
         }
         output.write_json(folder / "demo.json", values)
@@ -117,15 +121,51 @@ def run(path: Path | str, images: int = 32, waves: bool = False, tick: Tick = qu
     return values
 
 
-class GoldenAnswers:
-    """Classes (images, tasks) by the golden machine, computed beside the simulation, which is another process."""
+@dataclass
+class Batch:
+    """Images that one process simulates: for each task one start over all of them, with no reset in between."""
 
-    def __init__(self, program: Program, images: Array) -> None:
-        self.program, self.images = program, images
+    first: int
+    images: Array
+    tasks: range
+    runs: list[SimulationResult] = field(default_factory=list)
+    checked: api.Checked = field(init=False)
+
+
+def simulate(program: Program, images: Array, waves: Path | None, tick: Tick) -> list[Batch]:
+    """Simulate all images for all tasks, in `WORKERS` processes; ``waves`` is of the first one."""
+    tasks, size = range(len(program.model.tasks)), -(-len(images) // WORKERS)
+    batches = [Batch(first, images[first : first + size], tasks) for first in range(0, len(images), size)]
+    done = [0.0] * len(batches)
+
+    def start(index: int) -> list[SimulationResult]:
+        def told(what: str, part: float | None) -> None:
+            if part is not None:
+                done[index] = part
+                tick("gateware: simulating", sum(done) / len(done))
+
+        return api.simulate(
+            program, batches[index].images, tasks, waves=None if index else waves, tick=told
+        )  # fmt: skip
+
+    api.prepare(program.hardware, tick=tick)
+    if waves is not None:
+        api.prepare(program.hardware, waves=True, tick=tick)
+    with ThreadPoolExecutor(len(batches)) as pool:
+        for batch, runs in zip(batches, pool.map(start, range(len(batches)))):
+            batch.runs = runs
+    return batches
+
+
+class Answers:
+    """Classes (images, tasks) by the float model and the golden machine, computed beside the simulation."""
+
+    def __init__(self, model: Model, program: Program, images: Array) -> None:
+        self.model, self.program, self.images = model, program, images
         self.stop = threading.Event()
         self.pool = ThreadPoolExecutor(1)
 
-    def __enter__(self) -> GoldenAnswers:
+    def __enter__(self) -> Answers:
         self.future = self.pool.submit(self._work)
         return self
 
@@ -133,20 +173,21 @@ class GoldenAnswers:
         self.stop.set()
         self.pool.shutdown()
 
-    def _work(self) -> Array:
+    def _work(self) -> tuple[Array, Array]:
         from edgemoe.golden import Golden
 
         machine = Golden(self.program)
-        found = np.full((len(self.images), len(self.program.model.tasks)), -1)
-        for task in range(found.shape[1]):
+        exact = np.full((len(self.images), len(self.program.model.tasks)), -1)
+        for task in range(exact.shape[1]):
             for i, image in enumerate(self.images):
                 if self.stop.is_set():
-                    return found
-                found[i, task] = machine.run(image, task)["logits"].argmax()
-        return found
+                    return exact, exact
+                exact[i, task] = machine.run(image, task)["logits"].argmax()
+        floats = api.reference_batch(self.model, self.images)
+        return np.stack([logits.argmax(axis=1) for logits in floats], axis=1), exact
 
-    def answers(self) -> Array:
-        """Wait for the result."""
+    def wait(self) -> tuple[Array, Array]:
+        """The answers of both: float, golden."""
         return self.future.result()
 
 
@@ -155,37 +196,29 @@ def accuracies(answers: Array, labels: Array) -> list[float]:
     return [float(np.mean(answers[:, t] == labels[:, t])) for t in range(answers.shape[1])]
 
 
-def performance(program: Program, runs: list[SimulationResult], images: int) -> dict[str, float]:
-    """Means per image and task, by the accelerator's own counters."""
-    starts = images * len(runs)
+def performance(program: Program, runs: list[SimulationResult], answers: int) -> dict[str, float]:
+    """Means per image and task, of which there are ``answers``, by the accelerator's own counters."""
     cycles = sum(run.counters["cycles"] for run in runs)
     words = sum(run.external_words for run in runs)
     return {
-        "cycles_per_image": cycles / starts,
-        "mac_utilisation": program.useful_macs * starts / (cycles * program.hardware.macs),
-        "external_bytes_per_image": words * program.hardware.port_bytes / starts,
+        "cycles_per_image": cycles / answers,
+        "mac_utilisation": program.useful_macs * answers / (cycles * program.hardware.macs),
+        "external_bytes_per_image": words * program.hardware.port_bytes / answers,
     }
 
 
-def results(
-    program: Program, runs: list[SimulationResult], images: int, **sources: Array
-) -> list[dict[str, Any]]:
+def results(program: Program, batches: list[Batch], **sources: Array) -> list[dict[str, Any]]:
     """The answers to every simulated image, by task and source."""
-    gateware = np.stack(
-        [
-            [api.outputs(program, run, i, t)["logits"].argmax() for i in range(images)]
-            for t, run in enumerate(runs)
-        ],
-        axis=1,
-    )
-    sources["gateware"] = gateware
-    return [
-        {
-            "image": i,
-            "answers": [{k: int(v[i, t]) for k, v in sources.items()} for t in range(len(runs))],
-        }
-        for i in range(images)
-    ]
+    found = []
+    for batch in batches:
+        for i in range(len(batch.images)):
+            number, answers = batch.first + i, []
+            for task, run in zip(batch.tasks, batch.runs):
+                by_source = {source: int(classes[number, task]) for source, classes in sources.items()}
+                by_source["gateware"] = int(api.outputs(program, run, i, task)["logits"].argmax())
+                answers.append(by_source)
+            found.append({"image": number, "answers": answers})
+    return found
 
 
 def experts(program: Program, routes: list[list[dict[str, Array]]]) -> list[dict[str, Any]]:

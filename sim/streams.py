@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import count, cycle
 from typing import Any
 
 from amaranth.hdl import Const, Shape
@@ -167,7 +167,7 @@ class Driver:
 
     async def run(self, sources: Mapping[str, Iterable[Any]], sinks: Mapping[str, int], gaps: Gaps, *,
                   answers: Mapping[str, tuple[str, Callable]] | None = None, watch: Callable[[int], bool] = lambda _: True,
-                  limit: int = 20_000) -> Result:  # fmt: skip
+                  patience: int = 1000) -> Result:  # fmt: skip
         """Send all payloads of ``sources``, and take the given number from each of ``sinks``, and no more.
 
         Args:
@@ -175,18 +175,16 @@ class Driver:
             watch: called with the number of every cycle when all has settled; once it has returned True the run may end.
 
         Raises:
-            AssertionError: a stream rule is broken, too much comes, or not all has come after ``limit`` cycles.
+            AssertionError: a stream rule is broken, too much comes, or nothing has moved for ``patience`` cycles.
         """
         answers = answers or {}
-        sources, takers = (
-            {**sources, **{to: () for to, _ in answers.values()}},
-            {**dict.fromkeys(answers), **sinks},
-        )
+        sources = {**sources, **{to: () for to, _ in answers.values()}}
+        takers = {**dict.fromkeys(answers), **sinks}
         feeds = {n: Source(self.handle, n, self.shape(n), p, gaps.get(n, (0,))) for n, p in sources.items()}
         takes = {n: Sink(self.handle, n, self.shape(n), a, gaps.get(n, (0,))) for n, a in takers.items()}
         ports = [*feeds.values(), *takes.values()]
-        watched, quiet, answered = False, 0, dict.fromkeys(answers, 0)
-        for now in range(limit):
+        watched, quiet, moved, answered = False, 0, 0, dict.fromkeys(answers, 0)
+        for now in count():
             for port in ports:
                 port.drive()
             await ReadOnly()
@@ -198,14 +196,16 @@ class Driver:
                     feeds[to].left.append(pack(feeds[to].shape, function(value)))
                 answered[name] = len(takes[name].values)
             quiet += watched and all(port.done for port in ports)
+            moved = max([moved, *(port.cycles[-1] for port in ports if port.cycles)])
             await self.falling()
             if quiet > QUIET:
                 break
-        else:
-            left = {n: len(f.left) for n, f in feeds.items()} | {
-                n: a - len(takes[n].values) for n, a in sinks.items()
-            }
-            raise AssertionError(f"deadlock: after {limit} cycles these transfers are left: {left}")
+            if now - moved > patience:
+                left = {n: len(f.left) for n, f in feeds.items()}
+                left |= {n: amount - len(takes[n].values) for n, amount in sinks.items()}
+                raise AssertionError(
+                    f"deadlock: no transfer in {patience} cycles, and these are left: {left}"
+                )
         return Result(
             {n: t.values for n, t in takes.items()},
             {n: f.cycles for n, f in feeds.items()},

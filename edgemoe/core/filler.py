@@ -149,9 +149,8 @@ class Filler(wiring.Component):
         job_words = Mux(second, command.words2, command.words << command.double)
         stream_words = Signal(16)
         parameter_words = ceil_div(slots, self.parameters)
-        norm_words = (command.words * (hardware.in_lanes * PARAMETER_BYTES)) >> (
-            (hardware.fill_bytes).bit_length() - 1
-        )
+        norm_bytes = command.words * (hardware.in_lanes * PARAMETER_BYTES)
+        norm_words = (norm_bytes + hardware.fill_bytes - 1) >> (hardware.fill_bytes.bit_length() - 1)
         self._parameters(m, command, block_set, index, in_stream, page)
         visits = Mux(command.routed, self.visits, command.experts)
         fill_word = self.fill.payload.b
