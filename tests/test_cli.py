@@ -1,9 +1,9 @@
 """The command line: help, versions, reports, and every verb that needs no simulation."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ VERBS = [
     "compare",
     "perf",
     "verilog",
+    "synth",
     "doctor",
 ]
 
@@ -35,12 +36,18 @@ def report(path):
     return values
 
 
+def processor_seconds():
+    """Of all finished child processes: what other processes do meanwhile does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick_and_names_every_verb():
     best = 10.0
     for _ in range(3):
-        start = time.perf_counter()
+        before = processor_seconds()
         done = subprocess.run([sys.executable, "-m", "edgemoe", "--help"], capture_output=True, text=True)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, processor_seconds() - before)
         assert done.returncode == 0
     assert all(f"    {verb}" in done.stdout for verb in VERBS)
     assert best < 0.3
