@@ -23,7 +23,7 @@ def simulate(
     record_property("bench", module.removeprefix("bench_"))
     record_property("simulator", simulator)
     design = build(text, simulator, api.cache(), top)
-    outcomes = run(design, module, directory)
+    outcomes = run(design, module, directory, {"PYTHONWARNINGS": "error::DeprecationWarning"})
     summary = directory / SUMMARY
     lines = [json.loads(line) for line in summary.read_text().splitlines()] if summary.is_file() else []
     for key in ("cases", "cycles"):
