@@ -50,7 +50,7 @@ sim: $(DEV)  ## Run the cocotb benches of the units and of the core on Verilator
 lint: $(DEV)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(DEV)  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .

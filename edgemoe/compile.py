@@ -401,6 +401,7 @@ class _Compiler:
         """A dense MLP as experts that every token visits; the bias of fc2 is in the first slice."""
         name = f"l{number}"
         slices, width = self.hw.hidden_slices(self.model.config, number)
+        assert block.mlp is not None  # by construction: a block without gates
         fc1, fc2 = block.mlp
         part = ceil_div(self.model.config.mlp_dim, slices)
         p1, p2 = self.parameters(fc1, f"{name}_fc1"), self.parameters(fc2, f"{name}_fc2")

@@ -630,7 +630,8 @@ class _Quantizer:
             factors = self.factors.get(name)
             bits = SCORE_BITS if name.endswith(BASE_2) else A_BITS
             limit = 2.0 ** (bits - 1 - self.formats[name])
-            peak = statistics.magnitude if factors is None else float((statistics.peak * factors).max())
+            per_channel = statistics.peak if factors is not None else None
+            peak = statistics.magnitude if per_channel is None else float((per_channel * factors).max())
             clipped = statistics.beyond(round(math.log2(limit))) if factors is None else 0.0
             headroom = limit / peak if peak else math.inf
             rows.append(

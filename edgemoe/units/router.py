@@ -416,7 +416,7 @@ class Router(wiring.Component):
         ]
 
         # Requests, and the place of each response.
-        def walk(name: str, step: Value) -> tuple[Signal, Signal, Value]:
+        def walk(name: str, step: Value) -> tuple[Signal, Signal, Value, Value]:
             token, word = Signal(range(spec.tokens), name=f"{name}_token"), Signal(range(spec.words))
             word_end = word == words_last
             with m.If(step):
