@@ -13,10 +13,10 @@ HARDWARE ?= m3vit-128
 UNIT ?= array
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full sim lint format bench verilog synth wheel clean
+.PHONY: help demo m3vit test test-full sim lint format bench verilog synth wheel clean
 
 help:  ## Show this help
-	@sed -n 's/^\([a-z-]*\):[^#]*## *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "python 3.11 or newer with venv is needed; set PYTHON=/path/to/python" >&2; exit 3; }
@@ -55,6 +55,9 @@ lint: $(DEV)  ## Check style and types
 format: $(DEV)  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+m3vit: $(RUN)  ## Run M3ViT-tiny whole through the gateware, both tasks (needs the released weights)
+	$(BIN)/python examples/m3vit/run.py -o build/m3vit
 
 bench: $(DEV)  ## Measure Verilog generation, simulation and golden speed (build/bench.json)
 	$(BIN)/python tests/speed.py
