@@ -230,7 +230,7 @@ class Timing:
         self.to_fork = to_weigher + Weigher.latency - 1
         """From the issue of a word to where its weight and its part of the sum separate."""
         levels = max((hardware.in_lanes - 1).bit_length(), 1)
-        self.sum_to_factor = levels + register + reciprocal + register
+        self.sum_to_factor = levels + 2 * register + reciprocal + register
         """From the last word of a weighted row at the fork to its 1/d, for which it waits."""
 
         # array and writer

@@ -163,10 +163,12 @@ class Reader(wiring.Component):
         # 1/d, and the gate that holds a weighted row's last word back until its 1/d is there
         m.submodules.reciprocal = reciprocal = Reciprocal(self.softmax)
         m.submodules.factors = factors = Fifo(ROW_FACTOR, 8)
+        m.submodules.sums = sums = Buffer(weigher.sum.payload.shape())  # ends the way back of ``ready``
+        connect(m, weigher.sum, sums.i)
         m.d.comb += [
-            reciprocal.i.valid.eq(weigher.sum.valid),
-            reciprocal.i.payload.d.eq(weigher.sum.payload),
-            weigher.sum.ready.eq(reciprocal.i.ready),
+            reciprocal.i.valid.eq(sums.o.valid),
+            reciprocal.i.payload.d.eq(sums.o.payload),
+            sums.o.ready.eq(reciprocal.i.ready),
             factors.i.valid.eq(reciprocal.o.valid),
             factors.i.payload.multiplier.eq(reciprocal.o.payload.multiplier),
             factors.i.payload.shift.eq(reciprocal.o.payload.shift),
