@@ -9,8 +9,7 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 FLOW := $(VENV)/.installed-flow
-HARDWARE ?= m3vit-128
-UNIT ?= array
+UNIT ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo m3vit test test-full sim lint format bench verilog synth wheel clean
@@ -65,8 +64,8 @@ bench: $(DEV)  ## Measure Verilog generation, simulation and golden speed (build
 verilog: $(RUN)  ## Write the Verilog of the nano accelerator to build/verilog
 	$(BIN)/edgemoe verilog --hardware nano -o build/verilog
 
-synth: $(FLOW)  ## Area and clock of a unit on ECP5: make synth UNIT=gelu HARDWARE=m3vit-128 (build/synth)
-	$(BIN)/edgemoe synth --hardware $(HARDWARE) --unit $(UNIT) -o build/synth/$(UNIT)
+synth: $(FLOW)  ## Area and clock of the units on ECP5, into docs/area.md (an hour): UNIT=gelu for one
+	$(BIN)/python docs/area.py $(UNIT)
 
 wheel: $(DEV)  ## Build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel

@@ -2,13 +2,13 @@
 
 The program of an image, in order (docs/architecture.md, "Program")::
 
-    LOAD pos_embed -> x     IMAGE -> work pages     PRODUCT patches -> x (rows 1..)
+    LOAD pos_embed -> x     IMAGE -> norm and on     PRODUCT patches -> x (rows 1..)
     for every block:
         NORM x -> norm      PRODUCT q     PRODUCT k per head     PRODUCT v per head
-        per head: PRODUCT q k^T -> scores     PRODUCT weights v -> norm (the head's channels)
+        per head: PRODUCT q k^T -> scores (in norm)     PRODUCT weights v -> attention (over the head's q)
         PRODUCT proj -> x   NORM x -> norm
         dense:   EXPERTS over slices of the hidden channels, every token
-        mixture: PRODUCT gate -> scores     ROUTE     EXPERTS over the queues
+        mixture: PRODUCT gate -> scores (in k)     ROUTE     EXPERTS over the queues
     NORM, PRODUCT, STORE of the logits if there are heads       STORE x       END
 
 Hazards. The executor takes products in order and has one reader of operand A, so a later product never
@@ -21,16 +21,19 @@ writes what an earlier one has yet to read. What remains, and the `wait` (ALL, R
 | NORM | x | embed, unrouted EXPERTS, proj | ROWS |
 | NORM | x | routed EXPERTS (rows in another order) | ALL |
 | q after that NORM | (overwrites hidden or image, whose rows may still be read) | | in order, if rows of q are not longer; else NORM has ALL |
-| NORM | (overwrites norm or attention) | | its row t is written when the last use of row t has been read |
+| NORM | (overwrites norm, or the image in the first block) | | its row t is written when the last use of row t has been read; rows of the image are longer, else ALL |
 | NORM's parameters in the filler | the buffer of parameters | the NORM before (LOAD for the first one) | `after` |
 | q, gate, unrouted EXPERTS | norm | NORM | ROWS |
 | k, v | norm | NORM | q has read all of it |
 | QK, operand B | k of the head, its exponents | product k | `after` |
 | QK, operand A | q | product q | complete before k is, which B waits for |
 | AV, operand B | v of the head, its exponents | product v | `after` |
+| QK | (overwrites norm) | | in order: q, k and v have read it |
 | AV, operand A | scores, row maxima | QK | ROWS |
+| AV | (overwrites q of its head) | | in order: QK has read it |
 | QK of the next head | (overwrites scores) | | in order |
 | proj | attention, x | AV, earlier residuals | ROWS |
+| gate | (overwrites k) | | QK is long complete |
 | ROUTE | gate scores | gate | ALL |
 | routed EXPERTS | queues | ROUTE | ALL, and `after` for DMA and filler |
 | head, STORE | norm or x; logits | NORM, EXPERTS; head | ALL |
@@ -221,7 +224,9 @@ class _Compiler:
         """How a block's first NORM waits for the residual (see the table of hazards)."""
         c = self.model.config
         if number == 0:
-            before = self.hw.patch_values(c)
+            before = self.hw.patch_values(
+                c
+            )  # not shorter than a token either: a row of q has all heads padded
         elif number - 1 in c.moe_blocks:
             return Wait.ALL
         else:
@@ -243,7 +248,7 @@ class _Compiler:
         image_words = image_bytes(hw, c, self.pixel_bytes) // hw.port_bytes
         self.emit(
             Descriptor(
-                op=Op.IMAGE, d_base=self.base(Page.Q), d_stride=words, length=image_words, stride=image_words,
+                op=Op.IMAGE, d_base=self.base(Page.NORM), d_stride=words, length=image_words, stride=image_words,
                 channels=c.channels, grid_y=c.grid[0], grid_x=c.grid[1], patch_y=c.patch[0], patch_x=c.patch[1],
                 segment=segment, pixel_bytes=self.pixel_bytes,
             ),
@@ -256,7 +261,7 @@ class _Compiler:
         self.product(
             "embed", self.pack("embed", weights, self.parameters(linear, "embed")), self.tensor("embed"),
             wait=Wait.ALL, count=self.tokens - 1, words=words, rows=c.dim,
-            a_base=self.base(Page.Q), a_stride=words,
+            a_base=self.base(Page.NORM), a_stride=words,
             d_base=self.base(Page.X) + self.token_words, d_stride=self.token_words, dest=Dest.RESIDUAL,
         )  # fmt: skip
 
@@ -289,7 +294,7 @@ class _Compiler:
         self.product(
             name, self.pack(name, weights, self.parameters(block.proj, name)), self.tensor(f"{prefix}post_attn"),
             wait=self.rows, count=self.tokens, words=self.row_words, rows=c.dim,
-            a_base=self.base(Page.NORM), a_stride=self.row_words,
+            a_base=self.base(Page.Q), a_stride=self.row_words,
             d_base=self.base(Page.X), d_stride=self.token_words, dest=Dest.RESIDUAL, realign=int(block.realign),
         )  # fmt: skip
 
@@ -325,7 +330,7 @@ class _Compiler:
                 count=self.tokens, words=self.head_words, rows=self.tokens,
                 a_base=self.base(Page.Q) + offset, a_stride=self.row_words,
                 b_base=self.base(Page.K) + offset, b_stride=self.row_words,
-                d_base=self.base(Page.S), d_stride=self.key_words,
+                d_base=self.base(Page.NORM), d_stride=self.key_words,
                 head=h, multiplier=multiplier, shift=shift,
             ),
             Tensor(name, 13),
@@ -347,9 +352,9 @@ class _Compiler:
                 op=Op.PRODUCT, wait=self.rows, after=len(self.descriptors) - value, source=Source.VALUES, dest=Dest.ROWS,
                 mode=Mode.ROW_CHANNEL, weigh=1, keys=self.tokens,
                 count=self.tokens, words=self.key_words, rows=self.head_dim,
-                a_base=self.base(Page.S), a_stride=self.key_words,
+                a_base=self.base(Page.NORM), a_stride=self.key_words,
                 b_base=self.base(Page.V) + h * self.head_dim * self.key_words, b_stride=self.key_words,
-                d_base=self.base(Page.NORM) + h * self.head_words, d_stride=self.row_words, head=h,
+                d_base=self.base(Page.Q) + h * self.head_words, d_stride=self.row_words, head=h,
                 **self.region(name, raw),
             ),
             self.tensor(name, format=f"{prefix}attention", head=h, channels=tuple(range(c.head_dim))),
@@ -426,13 +431,13 @@ class _Compiler:
                 op=Op.PRODUCT, wait=self.rows, source=Source.WEIGHTS, dest=Dest.SCORES, double=int(hw.b_bits == 8),
                 count=self.tokens, words=self.token_words, rows=c.experts,
                 a_base=self.base(Page.NORM), a_stride=self.token_words,
-                d_base=self.base(Page.S), d_stride=words, stride=where["length"], **where,
+                d_base=self.base(Page.K), d_stride=words, stride=where["length"], **where,
             ),
             Tensor(f"{name}_gate", 13),
         )  # fmt: skip
         self.emit(
             Descriptor(
-                op=Op.ROUTE, wait=Wait.ALL, count=self.tokens, words=words, a_base=self.base(Page.S), a_stride=words,
+                op=Op.ROUTE, wait=Wait.ALL, count=self.tokens, words=words, a_base=self.base(Page.K), a_stride=words,
                 experts=c.experts, top_k=c.top_k,
             ),
             Tensor(f"{name}_topk", 0), Tensor(f"{name}_score", 15),
@@ -484,7 +489,7 @@ class _Compiler:
         return tuple(stored)
 
     def head(self) -> int:
-        """Logits of the class token into the work pages; returns their words.
+        """Logits of the class token into page q; returns their words.
 
         Tasks with fewer classes than others, or no head, have rows of zeros.
         """
@@ -494,10 +499,10 @@ class _Compiler:
             self.norm(model.final_norm, "norm", 1, Wait.ALL)
             page = Page.NORM
         rows = round_up(max(c.classes), hw.in_lanes)
-        if rows // hw.in_lanes > 4 * hw.page_words:
+        if rows // hw.in_lanes > hw.page_words:
             raise DoesNotFit(
-                f"model {c.name} has {rows} classes, the work pages of hardware {hw.name} hold "
-                f"{4 * hw.page_words * hw.in_lanes} values; raise tokens or dim"
+                f"model {c.name} has {rows} classes, a page of hardware {hw.name} holds "
+                f"{hw.page_words * hw.in_lanes} values; raise tokens or dim"
             )
         regions = []
         for task, linear in enumerate(model.heads):

@@ -25,17 +25,17 @@ ACTIVATION_BYTES = 2
 
 
 class Page(enum.IntEnum):
-    """Pages of the activation memory; a region may run over several of the work pages Q..S."""
+    """Pages of the activation memory; a region may run from one over those behind it.
+
+    What they hold beside their names: NORM the image and the scores of a head, Q the attention output, Q to V
+    the hidden channels, K the gate's scores.
+    """
 
     X = 0
     NORM = 1
     Q = 2
     K = 3
     V = 4
-    S = 5
-
-
-WORK_PAGES = 4
 
 
 def page_base(hardware: HardwareConfig, page: Page) -> int:

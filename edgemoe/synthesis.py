@@ -33,6 +33,7 @@ from edgemoe import output
 from edgemoe.config import HardwareConfig
 from edgemoe.errors import BadInput, EdgemoeError, ToolMissing
 from edgemoe.manifest import manifest
+from edgemoe.verilog import collector_paused
 
 Tick = Callable[[str, float | None], None]
 
@@ -389,7 +390,8 @@ def elaborate(top: wiring.Component, path: Path, platform: str) -> None:
     """Write the RTLIL of ``top`` in its harness."""
     from amaranth.back import rtlil
 
-    path.write_text(rtlil.convert(Harness(top), name="top", platform=platform))
+    with collector_paused():
+        path.write_text(rtlil.convert(Harness(top), name="top", platform=platform, emit_src=False))
 
 
 def place_and_route(nextpnr: str, device: Target, folder: Path, seed: int, target_mhz: float) -> Route:

@@ -31,8 +31,8 @@ TIMEOUT_BITS = 17
 RESET_CYCLES = 64
 """Of an aborted run: longer than any pipeline, so that nothing survives."""
 
-READ_PAGES = {"a": range(6), "b": (3, 4), "residual": (0,), "norm": (0,), "gate": (5,), "store": range(6)}
-WRITE_PAGES = {"product": range(6), "norm": (1,), "load": range(6)}
+READ_PAGES = {"a": range(5), "b": (3, 4), "residual": (0,), "norm": (0,), "gate": (3,), "store": (0, 2)}
+WRITE_PAGES = {"product": range(5), "norm": (1,), "load": range(5)}
 """Pages that each client touches; see the table of hazards in compile.py."""
 
 

@@ -1,22 +1,29 @@
-"""Activation memory: six pages of on-chip words behind one linear address (docs/architecture.md).
+"""Activation memory: five pages of on-chip words behind one linear address (docs/architecture.md).
 
     client   | cycle 0      | cycle 1            | cycle 2      | cycle 3         | cycle 4
-    read     | en, address  | page, address      | block RAM    | output register | data
+    read     | en, address  | bank, address      | block RAM    | output register | data
              |              | (registers)        | has read     |                 |
-    write    | en, ...      | page, value, mask  | written      |                 |
+    write    | en, ...      | bank, value, mask  | written      |                 |
 
 **Ordering.** A read that is presented in a later cycle than a write sees what was written; a read
 presented in an earlier cycle does not. A read and a write of the same word *in the same cycle* are
 undefined on a device (old word in simulation): the schedule keeps them apart, and ``overlap``
 remembers that it did not. There is no exception.
+
+**Banks.** The low bits of the linear address are the address in a page, whatever the page's first word is: any
+neighbours differ in them, so nothing is subtracted. A page that fills little more than three quarters of
+that range is built of quarters; of the one that it only touches there is no more than the words that it
+touches, in distributed memory (M3ViT-tiny on 16 lanes: 1548 words = 3 x 512 in block RAM + 12).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature
@@ -31,28 +38,59 @@ ADDRESS_BITS = 16
 VALUE_BITS = 22
 TRANSPOSED_PAGE = 4
 """The page whose lanes have addresses of their own."""
-SCORE_PAGE = 5
-"""The page whose lanes have `VALUE_BITS` bits."""
+SPLIT_WORDS = 2048
+"""Address range from which on a page may be built of quarters: those of less are below a block RAM of 512 words."""
+DISTRIBUTED_WORDS = 128
+"""A bank of at most so many words is distributed memory."""
 
 
-def lane_bits(page: int) -> int:
-    """Bits of a lane of ``page``."""
-    return VALUE_BITS if page == SCORE_PAGE else 16
+def code_words(hardware: HardwareConfig) -> dict[int, int]:
+    """Words at the start of a page, by page, whose lanes have `VALUE_BITS` bits: scores in norm, the gate's in k."""
+    return {1: hardware.tokens * hardware.token_words, 3: hardware.tokens * hardware.gate_words}
 
 
-def row_bits(hardware: HardwareConfig) -> int:
-    """Bits of an address within a page."""
-    return max(1, (hardware.page_words - 1).bit_length())
+def page_size(hardware: HardwareConfig, page: int) -> int:
+    """Words of ``page``."""
+    return hardware.last_page_words if page == hardware.pages - 1 else hardware.page_words
 
 
-def page_depth(hardware: HardwareConfig) -> int:
-    """Words of the memory of a page: ``page_words``, or the power of two above if it is close."""
-    window = 1 << row_bits(hardware)
-    return window if 4 * hardware.page_words > 3 * window else hardware.page_words
+@dataclass(frozen=True)
+class Banks:
+    """How ``words`` words from linear address ``base`` on are built: memories chosen by the upper bits of a row."""
+
+    base: int
+    words: int
+
+    @property
+    def row_bits(self) -> int:
+        """Bits of an address within the page."""
+        return max(1, (self.words - 1).bit_length())
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Words of every bank: one for the whole range, or four of which some may have few words or none."""
+        window = 1 << self.row_bits
+        if window < SPLIT_WORDS or 4 * self.words > 3 * window + 4 * DISTRIBUTED_WORDS:
+            return (window,)
+        return self.quarters(self.row_bits)
+
+    def quarters(self, row_bits: int) -> tuple[int, ...]:
+        """Words of the quarters of a range of ``row_bits``, up to the last one that is used."""
+        window, size = 1 << row_bits, 1 << (row_bits - 2)
+        rows = (np.arange(self.words) + self.base) % window
+        return tuple(int(rows[rows // size == q].max(initial=q * size - 1)) + 1 - q * size for q in range(4))
+
+
+def page_banks(hardware: HardwareConfig, page: int) -> Banks:
+    """Banks of ``page``."""
+    return Banks(page * hardware.page_words, page_size(hardware, page))
 
 
 class ReadPort(Signature):
-    """Read access, seen from the client; ``data`` follows `READ_LATENCY` cycles later."""
+    """Read access, seen from the client; ``data`` follows `READ_LATENCY` cycles later.
+
+    Bits above the 16th are those of a score in the words of `code_words`, and undefined in others of these pages.
+    """
 
     def __init__(self, hardware: HardwareConfig):
         super().__init__(
@@ -89,8 +127,10 @@ class ActivationModel:
     """Golden twin of `ActivationMemory`: one numpy array and the widths of its pages."""
 
     def __init__(self, hardware: HardwareConfig):
-        self.page_words = hardware.page_words
-        self.words = np.zeros((hardware.pages * hardware.page_words, hardware.in_lanes), np.int64)
+        self.bits = np.full(hardware.activation_words, 16)
+        for page, words in code_words(hardware).items():
+            self.bits[page * hardware.page_words :][:words] = VALUE_BITS
+        self.words = np.zeros((hardware.activation_words, hardware.in_lanes), np.int64)
 
     def read(self, address: int) -> NDArray[np.int64]:
         """The lanes of one word."""
@@ -100,7 +140,7 @@ class ActivationModel:
         """Write the lanes in ``mask``; ``address`` is one word, or one per lane."""
         mask, value = np.asarray(mask, bool), np.asarray(value, np.int64)
         address = np.broadcast_to(address, mask.shape)
-        bits = np.where(address // self.page_words == SCORE_PAGE, VALUE_BITS, 16)
+        bits = self.bits[address]
         wrapped = ((value + (1 << (bits - 1))) & ((1 << bits) - 1)) - (1 << (bits - 1))
         lanes = np.flatnonzero(mask)
         self.words[address[lanes], lanes] = wrapped[lanes]
@@ -132,8 +172,8 @@ class ActivationMemory(wiring.Component):
     Throughput: one read and one write per page and cycle. Latency of a read: `READ_LATENCY`; a write
     is seen by every read that is presented after it. Clients drive their ports from registers.
 
-    Cost: ``page_words`` x lanes x 16 bits in five pages, x 22 in one; a page is addressed by the low bits
-    of the linear address where this does not waste a quarter of it (no subtraction).
+    Cost: the words of `Banks` x lanes x 16 bits; the 6 more bits of the words of `code_words` have memories of
+    their own, as block RAM with write enables comes in bytes of 9 bits.
     """
 
     def __init__(
@@ -148,7 +188,7 @@ class ActivationMemory(wiring.Component):
         if lanes not in self.writers:
             raise ValueError(f"lanes is {lanes!r}; the writers are {', '.join(self.writers)}")
         self.lanes = lanes
-        self.row_bits, self.depth = row_bits(hardware), page_depth(hardware)
+        self.banks = [page_banks(hardware, page) for page in range(hardware.pages)]
         super().__init__(
             {f"read_{name}": In(ReadPort(hardware)) for name in self.readers}
             | {f"write_{name}": In(WritePort(hardware, lanes=name == lanes)) for name in self.writers}
@@ -161,34 +201,35 @@ class ActivationMemory(wiring.Component):
             return {name: tuple(pages) for name, pages in clients.items()}
         return dict.fromkeys(clients, everything)
 
-    def _row(self, page: int, address: Value) -> Value:
-        """Address within the memory of ``page``: any page_words neighbours differ in the low bits."""
-        low = Value.cast(address)[: self.row_bits]
-        base = page * self.hardware.page_words & ((1 << self.row_bits) - 1)
-        return low if self.depth == 1 << self.row_bits or not base else (low - base)[: self.row_bits]
-
-    def _select(self, m: Module, name: str, en: Value, address: Value) -> Signal:
-        """Page of ``address``, one-hot and registered; 0 without ``en``."""
+    def _select(self, m: Module, name: str, en: Value, address: Value) -> list[Value]:
+        """For every page its banks, one-hot and registered: that of ``address``; none without ``en``."""
         pages, words = self.hardware.pages, self.hardware.page_words
         above = [Const(1)] + [address >= page * words for page in range(1, pages)] + [Const(0)]
-        select = Signal(pages, name=f"{name}_page")
-        m.d.sync += select.eq(Cat(en & above[i] & ~above[i + 1] for i in range(pages)))
-        return select
+        selects = []
+        for page, banks in enumerate(self.banks):
+            count = len(banks.depths)
+            here = en & above[page] & ~above[page + 1]
+            bank = Value.cast(address)[: banks.row_bits].shift_right(banks.row_bits - 2)
+            select = Signal(count, name=f"{name}_bank{page}")
+            m.d.sync += select.eq(Cat(here & (bank == i) for i in range(count)) if count > 1 else here)
+            selects.append(select)
+        return selects
 
     def elaborate(self, platform) -> Module:
-        """Stage 1 decodes pages; each page chooses among its clients; each reader among the pages."""
+        """Stage 1 decodes pages and banks; each page chooses among its clients; each reader among the pages."""
         m = Module()
         n, pages = self.hardware.in_lanes, self.hardware.pages
+        codes = code_words(self.hardware)
         problem, meeting = [], []
 
-        reads: dict[str, tuple[Signal, Signal]] = {}
+        reads: dict[str, tuple[list[Value], Signal]] = {}
         for name in self.readers:
             port = getattr(self, f"read_{name}")
             address = Signal(ADDRESS_BITS, name=f"read_{name}_address", reset_less=True)
             m.d.sync += address.eq(port.address)
             reads[name] = self._select(m, f"read_{name}", port.en, port.address), address
 
-        writes: dict[str, dict[str, Signal]] = {}
+        writes: dict[str, dict[str, Any]] = {}
         for name in self.writers:
             port = getattr(self, f"write_{name}")
             stage = {
@@ -203,83 +244,90 @@ class ActivationMemory(wiring.Component):
                 stage["transposed"] = Signal(name=f"write_{name}_transposed")
             for key, register in stage.items():
                 m.d.sync += register.eq(Value.cast(getattr(port, key)))
-            stage["page"] = select = self._select(m, f"write_{name}", port.en, port.address)
+            selects = self._select(m, f"write_{name}", port.en, port.address)
             if name == self.lanes:
                 with m.If(port.en & port.transposed):
-                    m.d.sync += select.eq(1 << TRANSPOSED_PAGE)
-            writes[name] = stage
+                    m.d.sync += [select.eq(page == TRANSPOSED_PAGE) for page, select in enumerate(selects)]
+            writes[name] = {**stage, "select": selects}
 
-        def choose(options: list[tuple[Value, Value]], width: int) -> Value:
-            result: Value = Const(0, width)
-            for select, value in options:
-                result = result | (value & select.replicate(width))
-            return result
-
-        outputs = []
-        for page in range(pages):
-            bits = lane_bits(page)
-            selects = [
-                (reads[name][0][page], reads[name][1]) for name in self.readers if page in self.readers[name]
-            ]
+        outputs, high = [], {}
+        for page, banks in enumerate(self.banks):
+            clients = [reads[name] for name in self.readers if page in self.readers[name]]
             stages = [writes[name] for name in self.writers if page in self.writers[name]]
-            read_en = Signal(name=f"page{page}_read_en")
-            read_row = Signal(self.row_bits, name=f"page{page}_read_row")
-            write_en = Signal(n, name=f"page{page}_write_en")
-            write_row = Signal(self.row_bits, name=f"page{page}_write_row")
-            value = Signal(n * bits, name=f"page{page}_value")
-            out = Signal(n * bits, name=f"page{page}_out", reset_less=True)
+            row_bits, count = banks.row_bits, len(banks.depths)
+            access = _Access(
+                read_en=Signal(count, name=f"page{page}_read_en"),
+                read_row=Signal(row_bits, name=f"page{page}_read_row"),
+                write_en=[Signal(n, name=f"page{page}_write_en{i}") for i in range(count)],
+                write_row=Signal(row_bits, name=f"page{page}_write_row"),
+            )
+            value = Signal(n * VALUE_BITS, name=f"page{page}_value")
             m.d.comb += [
-                read_en.eq(Cat(select for select, _ in selects).any()),
-                read_row.eq(self._row(page, choose(selects, ADDRESS_BITS))),
-                write_en.eq(choose([(s["page"][page], s["mask"]) for s in stages], n)),
-                write_row.eq(
-                    self._row(page, choose([(s["page"][page], s["address"]) for s in stages], ADDRESS_BITS))
+                access.read_en.eq(choose([(Const(1), s[page]) for s, _ in clients], count)),
+                access.read_row.eq(choose([(s[page].any(), address[:row_bits]) for s, address in clients])),
+                access.write_row.eq(
+                    choose([(s["select"][page].any(), s["address"][:row_bits]) for s in stages])
                 ),
-                value.eq(
-                    choose([(s["page"][page], self._narrow(s["value"], bits)) for s in stages], n * bits)
-                ),
+                value.eq(choose([(s["select"][page].any(), s["value"]) for s in stages])),
             ]
-            rows = [write_row] * n
-            if page == TRANSPOSED_PAGE and page in self.writers[self.lanes]:
+            m.d.comb += [
+                en.eq(choose([(s["select"][page][i], s["mask"]) for s in stages]))
+                for i, en in enumerate(access.write_en)
+            ]
+            rows = [access.write_row] * n
+            if page == TRANSPOSED_PAGE:
                 stage = writes[self.lanes]
-                transposed = stage["page"][page] & stage["transposed"]
-                rows = [
-                    Mux(
-                        transposed,
-                        self._row(page, stage["lane_address"].word_select(i, ADDRESS_BITS)),
-                        write_row,
-                    )
-                    for i in range(n)
-                ]
+                lane_rows = [stage["lane_address"].word_select(i, ADDRESS_BITS)[:row_bits] for i in range(n)]
+                transposed = stage["select"][page].any() & stage["transposed"]
+                rows = [Mux(transposed, row, access.write_row) for row in lane_rows]
+                out = Signal(n * 16, name=f"page{page}_out", reset_less=True)
                 for i in range(n):
-                    memory = Memory(shape=unsigned(bits), depth=self.depth, init=[])
+                    memory = Memory(shape=unsigned(16), depth=1 << row_bits, init=[])
                     m.submodules[f"page{page}_lane{i}"] = memory
-                    self._connect(m, memory, read_en, read_row, write_en[i], rows[i], value.word_select(i, bits),
-                                  out.word_select(i, bits), None)  # fmt: skip
+                    read, write = memory.read_port(), memory.write_port()
+                    m.d.comb += [
+                        read.en.eq(access.read_en.any()), read.addr.eq(access.read_row),
+                        write.en.eq(access.write_en[0][i]), write.addr.eq(rows[i]),
+                        write.data.eq(value.word_select(i, VALUE_BITS)[:16]),
+                    ]  # fmt: skip
+                    m.d.sync += out.word_select(i, 16).eq(read.data)
             else:
-                memory = Memory(shape=unsigned(n * bits), depth=self.depth, init=[])
-                m.submodules[f"page{page}"] = memory
-                self._connect(m, memory, read_en, read_row, write_en, write_row, value, out, bits)
+                low = Cat(value.word_select(i, VALUE_BITS)[:16] for i in range(n))
+                out = self._memories(m, f"page{page}", access, banks.depths, low, 16)
+            if page in codes:
+                upper = Cat(value.word_select(i, VALUE_BITS)[16:] for i in range(n))
+                depths = Banks(banks.base, codes[page]).quarters(row_bits) if count > 1 else banks.depths
+                high[page] = self._memories(m, f"page{page}_code", access, depths, upper, VALUE_BITS - 16)
             outputs.append(out)
-            problem += self._pairs([s for s, _ in selects]) + self._pairs([s["page"][page] for s in stages])
-            meeting += [read_en & write_en[i] & (rows[i] == read_row) for i in range(n)]
+            problem += pairs([s[page].any() for s, _ in clients])
+            problem += pairs([s["select"][page].any() for s in stages])
+            meeting += [
+                access.read_en.any()
+                & Cat(en[i] for en in access.write_en).any()
+                & (rows[i] == access.read_row)
+                for i in range(n)
+            ]
 
         for name, allowed in self.readers.items():
-            select = reads[name][0]
+            select = Cat(bank.any() for bank in reads[name][0])
             problem += [select[page] for page in range(pages) if page not in allowed]
             for _ in range(READ_LATENCY - 2):
                 following = Signal(pages, name=f"read_{name}_page_later")
                 m.d.sync += following.eq(select)
                 select = following
-            word = choose(
-                [(select[page], self._widen(outputs[page], lane_bits(page))) for page in allowed],
-                n * VALUE_BITS,
-            )
+            word = choose([(select[page], outputs[page]) for page in allowed])
+            lanes = [word.word_select(i, 16) for i in range(n)]
+            if coded := [page for page in allowed if page in high]:
+                upper = choose([(select[page], high[page]) for page in coded])
+                lanes = [Cat(x, upper.word_select(i, VALUE_BITS - 16)) for i, x in enumerate(lanes)]
+            else:
+                lanes = [Cat(x, x[-1].replicate(VALUE_BITS - 16)) for x in lanes]
             result = Signal(n * VALUE_BITS, name=f"read_{name}_result", reset_less=True)
-            m.d.sync += result.eq(word)
+            m.d.sync += result.eq(Cat(lanes))
             m.d.comb += Value.cast(getattr(self, f"read_{name}").data).eq(result)
         for name, allowed in self.writers.items():
-            problem += [writes[name]["page"][page] for page in range(pages) if page not in allowed]
+            selects = writes[name]["select"]
+            problem += [selects[page].any() for page in range(pages) if page not in allowed]
 
         with m.If(Cat(problem).any()):
             m.d.sync += self.collision.eq(1)
@@ -287,21 +335,53 @@ class ActivationMemory(wiring.Component):
             m.d.sync += self.overlap.eq(1)
         return m
 
-    def _connect(self, m, memory, read_en, read_row, write_en, write_row, value, out, granularity) -> None:
-        read, write = memory.read_port(), memory.write_port(granularity=granularity)
-        m.d.comb += [
-            read.en.eq(read_en), read.addr.eq(read_row),
-            write.en.eq(write_en), write.addr.eq(write_row), write.data.eq(value),
-        ]  # fmt: skip
-        m.d.sync += out.eq(read.data)
+    def _memories(
+        self, m: Module, name: str, access: _Access, depths: tuple[int, ...], value: Value, bits: int
+    ) -> Signal:
+        """The banks of a page, or of its codes; returns the output register, behind the choice of the bank."""
+        row_bits = len(access.read_row) - (2 if len(depths) > 1 else 0)
+        data = []
+        for i, depth in enumerate(depths):
+            if not depth:
+                data.append(Const(0, len(value)))
+                continue
+            attrs = {"ram_style": "distributed"} if len(depths) > 1 and depth <= DISTRIBUTED_WORDS else {}
+            memory = Memory(shape=unsigned(len(value)), depth=depth, init=[], attrs=attrs)
+            m.submodules[f"{name}_bank{i}"] = memory
+            read, write = memory.read_port(), memory.write_port(granularity=bits)
+            m.d.comb += [
+                read.en.eq(access.read_en[i]), read.addr.eq(access.read_row[:row_bits]),
+                write.en.eq(access.write_en[i]), write.addr.eq(access.write_row[:row_bits]),
+                write.data.eq(value),
+            ]  # fmt: skip
+            data.append(read.data)
+        out = Signal(len(value), name=f"{name}_out", reset_less=True)
+        if len(depths) == 1:
+            m.d.sync += out.eq(data[0])
+        else:
+            bank = Signal(2, name=f"{name}_bank", reset_less=True)
+            m.d.sync += [bank.eq(access.read_row[-2:]), out.eq(Array(data)[bank])]
+        return out
 
-    def _narrow(self, value: Value, bits: int) -> Value:
-        return Cat(value.word_select(i, VALUE_BITS)[:bits] for i in range(self.hardware.in_lanes))
 
-    def _widen(self, value: Value, bits: int) -> Value:
-        lanes = [value.word_select(i, bits) for i in range(self.hardware.in_lanes)]
-        return Cat(Cat(lane, lane[-1].replicate(VALUE_BITS - bits)) for lane in lanes)
+@dataclass(frozen=True)
+class _Access:
+    """One read and one write of a page in a cycle; enables by bank, those of the write by lane."""
 
-    @staticmethod
-    def _pairs(selects: list[Value]) -> list[Value]:
-        return [a & b for i, a in enumerate(selects) for b in selects[:i]]
+    read_en: Signal
+    read_row: Signal
+    write_en: list[Signal]
+    write_row: Signal
+
+
+def choose(options: list[tuple[Value, Value]], width: int = 0) -> Value:
+    """The value whose condition holds (one at most), or 0."""
+    result: Value = Const(0, width)
+    for select, value in options:
+        result = result | (value & select.replicate(len(value)))
+    return result
+
+
+def pairs(selects: list[Value]) -> list[Value]:
+    """Two at once, for each two."""
+    return [a & b for i, a in enumerate(selects) for b in selects[:i]]
