@@ -30,7 +30,14 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from numpy.typing import ArrayLike, NDArray
 
-from edgemoe.numeric import IntArray, bits_for_signed, floor_shift, floor_shift_value, register
+from edgemoe.numeric import (
+    IntArray,
+    bits_for_signed,
+    floor_shift,
+    floor_shift_value,
+    register,
+    short_product_value,
+)
 from edgemoe.stream import pipeline
 
 STAGES = 5
@@ -154,7 +161,7 @@ def interpolation_stages(
         offset = register(m, enable, x[: spec.offset_bits], 2)
         base = register(m, enable, port.data.base)
         slope = register(m, enable, port.data.slope)
-        product = register(m, enable, slope * offset)
+        product = register(m, enable, short_product_value(slope, offset))
         # The spec's check makes every sum non-negative, so its sign bit is dropped.
         line = register(m, enable, (register(m, enable, base) + product)[:-1])
         y = floor_shift_value(line, spec.guard)

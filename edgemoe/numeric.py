@@ -57,6 +57,21 @@ def rounding_shift_value(x: Value, shift: int) -> Value:
     return (half + 1) >> 1
 
 
+# -- short products -----------------------------------------------------------------------------
+
+
+def short_product_value(a: ValueLike, b: ValueLike) -> Value:
+    """``a * b`` for an unsigned ``b`` of few bits, as a sum of the rows of a written multiplication; no register.
+
+    Synthesis puts every ``*`` into a multiplier block, of which a small device has none to spare for addresses and tables.
+    """
+    a, b = Value.cast(a), Value.cast(b)
+    rows: list[Value] = [Mux(bit, a, 0).shift_left(i) for i, bit in enumerate(b)]
+    while len(rows) > 1:
+        rows = [x + y for x, y in zip(rows[::2], rows[1::2])] + rows[len(rows) & ~1 :]
+    return rows[0]
+
+
 # -- saturation ---------------------------------------------------------------------------------
 
 
@@ -69,8 +84,10 @@ def saturate(x: ArrayLike, bits: int) -> IntArray:
 def saturate_value(x: Value, bits: int) -> Value:
     """Gateware twin of `saturate`: a signed value of ``bits`` bits, combinational."""
     x = Value.cast(x)
-    if len(x) <= bits:
-        return x.as_signed() if x.shape().signed else Cat(x, Const(0, 1)).as_signed()
+    if x.shape().signed and len(x) <= bits:
+        return x
+    if len(x) < bits:
+        return Cat(x, Const(0, 1)).as_signed()
     sign = x[-1] if x.shape().signed else Const(0, 1)
     rest = x[bits - 1 : -1] if x.shape().signed else x[bits - 1 :]
     fits = Mux(sign, rest.all(), ~rest.any())

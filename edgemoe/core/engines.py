@@ -11,7 +11,7 @@ from edgemoe.core.activation import READ_LATENCY, ReadPort, WritePort
 from edgemoe.core.fifo import Fifo
 from edgemoe.core.interface import norm_record, route_record
 from edgemoe.core.reader import FOLLOW, PROGRESS, may_read
-from edgemoe.numeric import register
+from edgemoe.numeric import register, short_product_value
 from edgemoe.stream import connect
 from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
 from edgemoe.units.router import Router, RouterSpec
@@ -267,7 +267,7 @@ class GateEngine(wiring.Component):
         issue = router.request.valid & (room != 0)
         m.d.comb += router.request.ready.eq(room != 0)
         m.d.sync += room.eq(room - issue + words.freed)
-        offset = register(m, 1, (request.row * job.a_stride)[:16])
+        offset = register(m, 1, short_product_value(job.a_stride, request.row)[:16])
         inside = register(m, 1, job.a_base + request.word)
         m.d.sync += [
             self.read.en.eq(register(m, 1, issue)),

@@ -131,7 +131,8 @@ class Filler(wiring.Component):
         rows, words = Signal(16), Signal(12)  # rows left, words of a row
         block_rows = Signal(range(slots + 1))
         block_set = Signal(SET_BITS)
-        count = Signal(16)  # fill words left in the current stretch
+        count = Signal(16)  # fill words left of the parameters, of a group of rows, or of a layer norm's
+        groups = Signal(self.slot_bits)  # groups of rows left after this one
         index = Signal(self.slot_bits)
         surplus = Signal(range(max(2, hardware.port_bytes // hardware.fill_bytes)))
         page = _PageRows(m, self, command, words, block_set)
@@ -147,14 +148,12 @@ class Filler(wiring.Component):
                 m.d.sync += surplus.eq(surplus + 1)
         job_rows = Mux(second, command.rows2, command.rows)
         job_words = Mux(second, command.words2, command.words << command.double)
-        stream_words = Signal(16)
         parameter_words = ceil_div(slots, self.parameters)
         norm_bytes = command.words * (hardware.in_lanes * PARAMETER_BYTES)
         norm_words = (norm_bytes + hardware.fill_bytes - 1) >> (hardware.fill_bytes.bit_length() - 1)
         self._parameters(m, command, block_set, index, in_stream, page)
         visits = Mux(command.routed, self.visits, command.experts)
         fill_word = self.fill.payload.b
-        m.d.comb += stream_words.eq(count)
 
         with m.FSM(name="state"):
             with m.State("IDLE"):
@@ -195,7 +194,10 @@ class Filler(wiring.Component):
                 with m.If(self.weights.valid):
                     m.d.sync += [count.eq(count - 1), index.eq(index + self.parameters)]
                     with m.If(count == 1):
-                        m.d.sync += count.eq(((block_rows + group - 1) >> (group.bit_length() - 1)) * words)
+                        m.d.sync += [
+                            count.eq(words),
+                            groups.eq((block_rows - 1) >> (group.bit_length() - 1)),
+                        ]
                         m.next = "WEIGHTS"
                         with m.If(from_page):
                             m.next = "PAGE"
@@ -208,7 +210,9 @@ class Filler(wiring.Component):
                 with m.If(taken):
                     m.d.sync += count.eq(count - 1)
                     with m.If(count == 1):
-                        m.next = "NEXT"
+                        m.d.sync += [count.eq(words), groups.eq(groups - 1)]
+                        with m.If(groups == 0):
+                            m.next = "NEXT"
             with m.State("PAGE"):
                 m.d.comb += page.start.eq(1)
                 m.next = "ROWS"

@@ -20,7 +20,7 @@ from amaranth.lib.wiring import In, Out
 from edgemoe.config import HardwareConfig
 from edgemoe.core.activation import READ_LATENCY, ReadPort
 from edgemoe.core.fifo import Fifo
-from edgemoe.numeric import register
+from edgemoe.numeric import register, short_product_value
 from edgemoe.stream import Buffer, connect, pipeline
 from edgemoe.units.softmax import Reciprocal, SoftmaxSpec, Weigher
 
@@ -250,8 +250,8 @@ class Reader(wiring.Component):
         a_index = register(m, enable, Mux(job.indirect_a, self.entry.token, position))
         d_index = register(m, enable, Mux(job.indirect_d, self.entry.token, position))
         score = register(m, enable, Mux(job.queued, self.entry.score, SCORE_ONE), 3)
-        a_offset = register(m, enable, (a_index * job.a_stride)[:16])
-        d_offset = register(m, enable, (d_index * job.d_stride)[:16])
+        a_offset = register(m, enable, short_product_value(job.a_stride, a_index)[:16])
+        d_offset = register(m, enable, short_product_value(job.d_stride, d_index)[:16])
         into = tokens.i.payload
         m.d.comb += [
             tokens.i.valid.eq(valid),

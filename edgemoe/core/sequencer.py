@@ -20,7 +20,7 @@ from edgemoe.core.fifo import Fifo
 from edgemoe.core.filler import SEQUENCE_BITS, fill_command_layout, is_complete
 from edgemoe.core.interface import ADDRESS_BITS
 from edgemoe.isa import Error, Op, Source, descriptor_layout
-from edgemoe.numeric import register
+from edgemoe.numeric import register, short_product_value
 from edgemoe.stream import connect
 
 QUEUE_DEPTH = 4
@@ -128,7 +128,7 @@ class Dispatcher(wiring.Component):
                 m.d.sync += [to_region.eq(streams), to_fill.eq(d.source != Source.NONE)]
                 m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
-                m.d.sync += relative.eq(steps * d.stride)
+                m.d.sync += relative.eq(short_product_value(d.stride, steps))
                 m.next = "ADD"
             with m.State("ADD"):
                 m.d.sync += address.eq(base + relative + d.address)
@@ -231,7 +231,7 @@ class RegionSequencer(wiring.Component):
             with m.State("LOOK"):
                 m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
-                m.d.sync += offset.eq(expert * here.length)
+                m.d.sync += offset.eq(short_product_value(here.length, expert))
                 m.next = "ASK"
             with m.State("ASK"):
                 m.d.comb += [self.command.valid.eq(1), self.i.ready.eq(self.command.ready & last)]

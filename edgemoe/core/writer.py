@@ -27,7 +27,7 @@ from edgemoe.core.activation import READ_LATENCY, ReadPort, WritePort
 from edgemoe.core.interface import product_record
 from edgemoe.core.reader import ROW_FACTOR, SCORE_ONE, TOKEN_TAG
 from edgemoe.isa import Dest
-from edgemoe.numeric import bit_length_value, register, saturate_value
+from edgemoe.numeric import bit_length_value, register, saturate_value, short_product_value
 from edgemoe.units.attention import SET_BITS, ReorderSpec, tag_layout
 from edgemoe.units.gelu import Gelu, GeluSpec
 from edgemoe.units.requantise import ChannelParameter, Mode, Requantise, RequantiseSpec
@@ -322,7 +322,7 @@ class Writer(wiring.Component):
         m.submodules.requantise = unit = Requantise(self.requantise, lanes, tag=self.note)
         into, note = unit.i.payload, beat.note
         lane_bits = (hardware.in_lanes - 1).bit_length()
-        product = (note.channel * beat.stride)[:16]  # VALUES: a channel is a row
+        product = short_product_value(note.channel, beat.stride)[:16]  # VALUES: a channel is a row
         fields = {
             "acc": Value.cast(beat.acc),
             "row_multiplier": beat.factor.multiplier,
