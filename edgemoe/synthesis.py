@@ -62,6 +62,7 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
     from edgemoe.core.sequencer import Dispatcher, RegionSequencer
     from edgemoe.core.storer import Storer
     from edgemoe.core.writer import Writer, reorder_spec
+    from edgemoe.periph.sdram import SdramController, SdramSpec
     from edgemoe.units.attention import ReorderUnit
     from edgemoe.units.gelu import Gelu, GeluSpec
     from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
@@ -105,6 +106,7 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
         "writer": lambda h: Writer(h, parameters(h)),
         "norm-engine": lambda h: NormEngine(h, parameters(h)),
         "gate-engine": GateEngine,
+        "sdram": lambda h: SdramController(SdramSpec(), min(h.port_bytes, 64)),
     }
 
 

@@ -111,7 +111,7 @@ class Segments(wiring.Component):
                 o.payload.same.eq(line == before),
                 o.payload.single.eq((index == end) & (self.word_bits == 0)),
                 o.payload.start.eq(Cat(Const(0, self.word_bits), index)),
-                o.payload.end.eq(Cat(Const(-1, self.word_bits), end)),
+                o.payload.end.eq(Cat(Const((1 << self.word_bits) - 1, self.word_bits), end)),
                 o.payload.line.eq(line),
                 before.eq(line),
                 index.eq(0),
