@@ -145,7 +145,8 @@ class SdramSpec:
         for name in ("t_rcd", "t_rp", "t_ras", "t_rc", "t_rrd", "t_rfc", "t_wr", "mrd_clocks", "power_up_us"):
             rule(getattr(d, name) > 0, f"{name} must be positive, found {getattr(d, name)}")
         rule(
-            d.t_rc >= d.t_ras, f"t_rc must be at least t_ras, found {d.t_rc:g} and {d.t_ras:g}; see data sheet"
+            d.t_rc >= d.t_ras,
+            f"t_rc must be at least t_ras, found {d.t_rc:g} and {d.t_ras:g}; see data sheet",
         )
         rule(0 <= self.round_trip <= 8, f"round_trip must be 0..8, found {self.round_trip}")
         rule(

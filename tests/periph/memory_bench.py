@@ -55,7 +55,16 @@ def compile_verilog(text: str, main: Path, *defines: str) -> Path:
             work = Path(name)
             (work / "top.v").write_text(text)
             shutil.copy2(main, work / "main.cpp")
-            command = [*tool.command, *FLAGS, "-CFLAGS", " ".join(("-std=c++17", *defines)), "--Mdir", "obj", "top.v", "main.cpp"]
+            command = [
+                *tool.command,
+                *FLAGS,
+                "-CFLAGS",
+                " ".join(("-std=c++17", *defines)),
+                "--Mdir",
+                "obj",
+                "top.v",
+                "main.cpp",
+            ]
             done = subprocess.run(command, cwd=work, env=tool.environ(), text=True, capture_output=True)
             assert done.returncode == 0, done.stdout + done.stderr
             os.replace(work / "obj" / "simulator", final)
