@@ -123,7 +123,7 @@ STATES = {
     "auto-precharge": [OPEN + read(column=ALL)],
     "mode": [initialise(mode=0x11), initialise(mode=0x37), initialise(mode=0x39)],
     "cke": [START + line(ACTIVATE, cke=0)],
-    "tREFI": [START + wait(2 * INTERVAL + 2), START + (refresh() + wait(RFC)) * 9 + wait(2 * INTERVAL)],
+    "tREFI": [START + wait(3 * INTERVAL + 2), START + (refresh() + wait(RFC)) * 9 + wait(3 * INTERVAL)],
     "tREF": [START + (refresh() + wait(INTERVAL)) * (ROWS + 2)],
 }
 LEGAL = {
@@ -131,7 +131,7 @@ LEGAL = {
     "conflict": OPEN + read() + wait(9) + precharge() + wait(1) + activate(row=1) + wait(2) + write(1, 2) + wait(1) + precharge(),
     "four banks": START + "".join(activate(b) + wait(1) for b in range(4)) + wait(9) + precharge(a=ALL) + wait(1) + refresh(),
     "regular refresh": START + (refresh() + wait(INTERVAL - 2)) * (2 * ROWS),
-    "late refresh": START + wait(INTERVAL + 40) + (refresh() + wait(INTERVAL - 1)) * 9,
+    "late refresh": START + wait(2 * INTERVAL + 90) + (refresh() + wait(INTERVAL - 1)) * 9,
     "interrupted": OPEN + read() + read(column=8) + wait(6) + write(1) + write(2, 3, column=7),
     "masked": OPEN + line(WRITE, dqm=3) + line(dqm=3) + wait(9),
 }  # fmt: skip
