@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib import resources
 
-from amaranth.hdl import ClockSignal, Instance, Module, Signal, unsigned
+from amaranth.hdl import ClockSignal, DomainRenamer, Instance, Module, Signal, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from edgemoe.core.interface import READ_REQUEST, write_layout
+from edgemoe.periph.crossing import Crossing
 from edgemoe.periph.sdram import SdramController, SdramSpec
 from edgemoe.stream import connect
 
@@ -54,20 +55,22 @@ class SdramSystem(wiring.Component):
     ----------
     spec : SdramSpec
     port_bytes : int
+    crossing : bool
+        Controller and chip are in the domain ``memory``, behind a `Crossing`.
 
     Members
     -------
     read_request, read_data, write : streams of the memory port, seen from the memory
     ready : Out(1)
-        The initialisation is over.
+        The initialisation is over (in the memory's domain).
     dump : In(1)
         A rising edge writes the array to a file.
     violations : Out(32)
         Rules of the chip that were broken so far.
     """
 
-    def __init__(self, spec: SdramSpec, port_bytes: int):
-        self.spec, self.port_bytes = spec, port_bytes
+    def __init__(self, spec: SdramSpec, port_bytes: int, crossing: bool = False):
+        self.spec, self.port_bytes, self.crossing = spec, port_bytes, crossing
         super().__init__(
             {
                 "read_request": In(stream.Signature(READ_REQUEST)),
@@ -82,8 +85,14 @@ class SdramSystem(wiring.Component):
     def elaborate(self, platform) -> Module:
         """Wires, and registers that stand for those of ``round_trip``: all of them on the way out."""
         m = Module()
-        controller = m.submodules.controller = SdramController(self.spec, self.port_bytes)
-        port, pins = controller.port, controller.pins
+        controller = SdramController(self.spec, self.port_bytes)
+        port, pins, domain = controller.port, controller.pins, "sync"
+        if self.crossing:
+            domain = "memory"
+            crossing = m.submodules.crossing = Crossing(self.port_bytes)
+            wiring.connect(m, crossing.memory, port)
+            port = crossing.core
+        m.submodules.controller = DomainRenamer(domain)(controller)
         connect(m, wiring.flipped(self.read_request), port.read_request)
         connect(m, wiring.flipped(self.write), port.write)
         connect(m, port.read_data, wiring.flipped(self.read_data))
@@ -92,14 +101,14 @@ class SdramSystem(wiring.Component):
         def late(value):
             for _ in range(self.spec.round_trip):
                 before, value = value, Signal.like(value)
-                m.d.sync += value.eq(before)
+                m.d[domain] += value.eq(before)
             return value
 
         names = ("cke", "csn", "rasn", "casn", "wen", "ba", "a", "dqm")
         m.submodules.model = Instance(
             MODEL,
             **{f"p_{name}": value for name, value in model_parameters(self.spec).items()},
-            i_clk=ClockSignal(),
+            i_clk=ClockSignal(domain),
             **{f"i_{name}": late(getattr(pins, name)) for name in names},
             i_dq_i=late(pins.dq.o),
             i_dq_i_oe=late(pins.dq.oe),

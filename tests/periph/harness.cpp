@@ -5,7 +5,9 @@
 // OPERATIONS, 32-bit words: numbers of requests, writes and gaps; (gap, address, words) of each request;
 // (gap, address, data) of each write; gaps of read_data. A gap is a number of idle cycles before a transfer.
 // RESULT: for each transfer, 4 words: cycle, kind (0 request, 1 write, 2 data), violations so far, 0; data words
-// are followed by their bytes in the file RESULT.data.
+// are followed by their bytes in the file RESULT.data. Cycles are those of the port.
+//
+// With CORE_PS and MEMORY_PS the memory has a clock of its own; these are its and the port's half periods.
 
 #include <cstdint>
 #include <cstdio>
@@ -79,13 +81,27 @@ int main(int argc, char** argv) {
         const uint32_t record[4] = {uint32_t(cycle), kind, uint32_t(top.violations), 0};
         std::fwrite(record, 4, 4, events);
     };
+#ifdef MEMORY_PS
+    // A second clock, of another period and phase: all its edges before the next one of the first.
+    uint64_t now = 0, memory_edge = 1;
+#endif
     auto tick = [&] {
+#ifdef MEMORY_PS
+        now += 2 * CORE_PS;
+        for (; memory_edge < now; memory_edge += MEMORY_PS) {
+            top.memory_clk = !top.memory_clk;
+            top.eval();
+        }
+#endif
         top.clk = 1;
         top.eval();
         top.clk = 0;
         top.eval();
     };
     top.clk = 0, top.rst = 0, top.dump = 0;
+#ifdef MEMORY_PS
+    top.memory_clk = 0, top.memory_rst = 0;
+#endif
     top.eval();
     uint32_t quiet = 0;
     while (quiet < 300) {

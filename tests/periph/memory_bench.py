@@ -71,10 +71,16 @@ def compile_verilog(text: str, main: Path, *defines: str) -> Path:
     return final
 
 
-def build(system) -> Path:
+def build(system, core_mhz: float = 0) -> Path:
     """Executable of a Component with the members of `edgemoe.simulation.sdram.SdramSystem`."""
     text = verilog.convert(system, "top") + model_source()
-    return compile_verilog(text, HERE / "harness.cpp", f"-DPORT_BYTES={system.port_bytes}")
+    defines = [f"-DPORT_BYTES={system.port_bytes}"]
+    if system.crossing:
+        defines += [
+            f"-DCORE_PS={round(500_000 / core_mhz)}",
+            f"-DMEMORY_PS={round(500_000 / system.spec.clock_mhz)}",
+        ]
+    return compile_verilog(text, HERE / "harness.cpp", *defines)
 
 
 def run(executable: Path, port_bytes: int, directory: Path, requests=(), writes=(), gaps=(0,),
