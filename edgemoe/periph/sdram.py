@@ -523,38 +523,35 @@ class SdramController(wiring.Component):
         ticks = Signal(range(spec.power_up_ticks + 1), init=spec.power_up_ticks)
         refreshes = Signal(range(INIT_REFRESHES + 1), init=INIT_REFRESHES)
         due = Signal()
-        wait = Signal(max(spec.rp, spec.rfc, spec.mrd, spec.rcd))
+        wait = Signal(max(spec.rp, spec.rfc, spec.mrd, spec.rcd) + 1)
         m.d.sync += [
             tick.eq(count == 1),
             count.eq(Mux(tick, period - 1, count - 1)),
             wait.eq(wait >> 1),
             due.eq((due | tick) & ~s.refreshes),
+            s.restart.eq(0),
+            s.reopens.eq(0),
+            s.sets_mode.eq(0),
         ]
         with m.FSM(name="refresh"):
             with m.State("POWER_UP"):
                 with m.If(tick):
                     m.d.sync += ticks.eq(ticks - 1)
                 with m.If(ticks == 0):
-                    m.d.sync += s.selected.eq(1)
-                    m.next = "CLOSE"
-            with m.State("CLOSE"):
-                m.d.comb += s.restart.eq(1)
-                m.d.sync += wait.eq(ones(spec.rp - 1))
-                m.next = "REFRESH"
+                    m.d.sync += [s.selected.eq(1), s.restart.eq(1), wait.eq(ones(spec.rp))]
+                    m.next = "REFRESH"
             with m.State("REFRESH"):
                 with m.If(~wait[0]):
                     m.d.comb += s.refreshes.eq(1)
-                    m.d.sync += [wait.eq(ones(spec.rfc - 1)), refreshes.eq(refreshes - 1)]
+                    m.d.sync += [wait.eq(ones(spec.rfc - 2)), refreshes.eq(refreshes - 1)]
                     m.next = "REFRESHED"
             with m.State("REFRESHED"):
                 with m.If(~wait[0]):
                     with m.If(self.ready):
-                        m.d.comb += s.reopens.eq(s.valid)
-                        m.d.sync += wait.eq(ones(spec.rcd - 2))
+                        m.d.sync += [s.reopens.eq(s.valid), wait.eq(ones(spec.rcd - 1))]
                         m.next = "OPEN"
                     with m.Elif(refreshes == 0):
-                        m.d.comb += s.sets_mode.eq(1)
-                        m.d.sync += wait.eq(ones(spec.mrd - 1))
+                        m.d.sync += [s.sets_mode.eq(1), wait.eq(ones(spec.mrd))]
                         m.next = "OPEN"
                     with m.Else():
                         m.next = "REFRESH"
@@ -570,7 +567,8 @@ class SdramController(wiring.Component):
                 m.next = "DRAIN"
             with m.State("DRAIN"):
                 with m.If(s.quiet):
-                    m.next = "CLOSE"
+                    m.d.sync += [s.restart.eq(1), wait.eq(ones(spec.rp))]
+                    m.next = "REFRESH"
 
     def _commands(self, m: Module, s: _Shared, following: stream.Interface) -> None:
         """Two registers from a decision to the pins: choose bank and address, then encode."""

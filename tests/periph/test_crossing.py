@@ -135,7 +135,7 @@ def test_a_request_after_a_write_comes_out_after_it(core_ns, memory_ns):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"depth": 12}, "crossing: depth must be a power of two from 8, found 12"),
-    ({"requests": 2}, "crossing: requests must be a power of two from 4, found 2"),
+    ({"requests": 4}, "crossing: requests must be a power of two from 8, found 4"),
 ])  # fmt: skip
 def test_depths(arguments, message):
     Crossing._MustUse__silence = True  # Amaranth would warn of the object that never came to be
