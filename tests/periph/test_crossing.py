@@ -161,7 +161,7 @@ def test_a_linear_stream_has_the_rate_of_the_memory(system, tmp_path):
     peak = 2 * SPEC.clock_mhz / 100  # bytes per cycle of the core
     rate = (total - 1) * 32 / (cycle[-1] - cycle[0]) / peak
     print(f"{rate:.4f} of the peak, {rate * SPEC.peak_mbytes:.1f} MB/s")
-    assert result.violations == 0 and rate >= 0.92
+    assert result.violations == 0 and rate >= 0.97
 
 
 @pytest.mark.parametrize("stall", STALLS)
