@@ -141,7 +141,8 @@ def test_a_request_after_a_write_comes_out_after_it(core_ns, memory_ns, late, mo
     simulate(dut, core_ns, memory_ns, core, memory)
     assert len(order) == 60 + 150 and next(stages, None) is None
     for number in range(60):  # the last write before the request
-        assert order.index(("write", 4 * number + number % 4)) < order.index(("read", 4 * number + number % 4))
+        address = 4 * number + number % 4
+        assert order.index(("write", address)) < order.index(("read", address))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
