@@ -63,6 +63,8 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
     from edgemoe.core.sequencer import Dispatcher, RegionSequencer
     from edgemoe.core.storer import Storer
     from edgemoe.core.writer import Writer, reorder_spec
+    from edgemoe.periph.crossing import Crossing
+    from edgemoe.periph.sdram import SdramController, SdramSpec
     from edgemoe.units.attention import ReorderUnit
     from edgemoe.units.gelu import Gelu, GeluSpec
     from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
@@ -106,6 +108,8 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
         "writer": lambda h: Writer(h, parameters(h)),
         "norm-engine": lambda h: NormEngine(h, parameters(h)),
         "gate-engine": GateEngine,
+        "sdram": lambda h: SdramController(SdramSpec(), min(h.port_bytes, 64)),
+        "crossing": lambda h: Crossing(h.port_bytes),
     }
 
 

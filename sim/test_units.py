@@ -17,7 +17,9 @@ UNITS = sorted(
 
 @cache
 def text(unit: str) -> str:
-    return verilog.convert(importlib.import_module(f"bench_{unit}").component(), "top")
+    bench = importlib.import_module(f"bench_{unit}")
+    models = bench.sources() if hasattr(bench, "sources") else ""  # Verilog of what the design instantiates
+    return verilog.convert(bench.component(), "top") + models
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)

@@ -39,7 +39,7 @@ ALLOWED = {
     "golden": NUMBERS | UNITS | LAYOUT | {"reference"},
     "perf": NUMBERS | UNITS | LAYOUT | {"golden", "core"},
     "core": GATEWARE,
-    "periph": GATEWARE,
+    "periph": NUMBERS | {"config", "stream", "core"},
     "verilog": GATEWARE | FILES_OUT | {"simulation"},
 }
 """What each module or folder of the package may import from the package. Those that are not listed are the
@@ -110,6 +110,12 @@ def test_units_do_not_import_each_other(path):
     for line, module in imports(path):
         other = module.startswith("edgemoe.units.") and module != f"edgemoe.units.{path.stem}"
         assert not other or path.name in composing, f"{path}:{line}: unit imports {module}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "periph").glob("*.py")), ids=lambda p: p.name)
+def test_peripherals_know_only_the_ports_of_the_core(path):
+    for line, module in imports(path):
+        assert layer(module) != "core" or module == "edgemoe.core.interface", f"{path}:{line}: {module}"
 
 
 def test_the_golden_machine_shares_only_checks_with_the_float_model():

@@ -1,0 +1,1 @@
+"""What stands around the core on a board: memory controllers and clock-domain crossings, synthesisable."""
