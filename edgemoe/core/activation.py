@@ -60,6 +60,8 @@ class Banks:
 
     base: int
     words: int
+    split: bool = True
+    """Whether they may be quarters; the page whose lanes have addresses of their own is whole."""
 
     @property
     def row_bits(self) -> int:
@@ -70,7 +72,7 @@ class Banks:
     def depths(self) -> tuple[int, ...]:
         """Words of every bank: one for the whole range, or four of which some may have few words or none."""
         window = 1 << self.row_bits
-        if window < SPLIT_WORDS or 4 * self.words > 3 * window + 4 * DISTRIBUTED_WORDS:
+        if not self.split or window < SPLIT_WORDS or 4 * self.words > 3 * window + 4 * DISTRIBUTED_WORDS:
             return (window,)
         return self.quarters(self.row_bits)
 
@@ -83,7 +85,7 @@ class Banks:
 
 def page_banks(hardware: HardwareConfig, page: int) -> Banks:
     """Banks of ``page``."""
-    return Banks(page * hardware.page_words, page_size(hardware, page))
+    return Banks(page * hardware.page_words, page_size(hardware, page), page != TRANSPOSED_PAGE)
 
 
 class ReadPort(Signature):
@@ -280,19 +282,10 @@ class ActivationMemory(wiring.Component):
                 lane_rows = [stage["lane_address"].word_select(i, ADDRESS_BITS)[:row_bits] for i in range(n)]
                 transposed = stage["select"][page].any() & stage["transposed"]
                 rows = [Mux(transposed, row, access.write_row) for row in lane_rows]
-                out = Signal(n * 16, name=f"page{page}_out", reset_less=True)
-                for i in range(n):
-                    memory = Memory(shape=unsigned(16), depth=1 << row_bits, init=[])
-                    m.submodules[f"page{page}_lane{i}"] = memory
-                    read, write = memory.read_port(), memory.write_port()
-                    m.d.comb += [
-                        read.en.eq(access.read_en.any()), read.addr.eq(access.read_row),
-                        write.en.eq(access.write_en[0][i]), write.addr.eq(rows[i]),
-                        write.data.eq(value.word_select(i, VALUE_BITS)[:16]),
-                    ]  # fmt: skip
-                    m.d.sync += out.word_select(i, 16).eq(read.data)
+            low = Cat(value.word_select(i, VALUE_BITS)[:16] for i in range(n))
+            if page == TRANSPOSED_PAGE:
+                out = self._lane_memories(m, f"page{page}", access, rows, low)
             else:
-                low = Cat(value.word_select(i, VALUE_BITS)[:16] for i in range(n))
                 out = self._memories(m, f"page{page}", access, banks.depths, low, 16)
             if page in codes:
                 upper = Cat(value.word_select(i, VALUE_BITS)[16:] for i in range(n))
@@ -334,6 +327,22 @@ class ActivationMemory(wiring.Component):
         with m.If(Cat(meeting).any()):
             m.d.sync += self.overlap.eq(1)
         return m
+
+    def _lane_memories(
+        self, m: Module, name: str, access: _Access, rows: list[Value], value: Value
+    ) -> Signal:
+        """A memory for each lane, written at its own row; returns the output register."""
+        out = Signal(len(value), name=f"{name}_out", reset_less=True)
+        for i, row in enumerate(rows):
+            memory = Memory(shape=unsigned(16), depth=1 << len(access.read_row), init=[])
+            m.submodules[f"{name}_lane{i}"] = memory
+            read, write = memory.read_port(), memory.write_port()
+            m.d.comb += [
+                read.en.eq(access.read_en), read.addr.eq(access.read_row),
+                write.en.eq(access.write_en[0][i]), write.addr.eq(row), write.data.eq(value.word_select(i, 16)),
+            ]  # fmt: skip
+            m.d.sync += out.word_select(i, 16).eq(read.data)
+        return out
 
     def _memories(
         self, m: Module, name: str, access: _Access, depths: tuple[int, ...], value: Value, bits: int

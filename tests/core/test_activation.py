@@ -24,6 +24,7 @@ SMALL = {
         NANO, in_lanes=16, tokens=9, dim=48, row=64, hidden=16, image=64, acc_bits=0, post_lanes=0
     ),
     "quarters": replace(NANO, tokens=33, dim=192, row=384, hidden=48, image=8 * 1600, experts=64, acc_bits=0),
+    "1600 words of v": replace(NANO, tokens=33, dim=320, row=640, hidden=48, acc_bits=0),
 }
 
 
