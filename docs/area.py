@@ -14,6 +14,7 @@ from pathlib import Path
 from edgemoe import synthesis
 from edgemoe.cli import show
 from edgemoe.config import load_hardware
+from edgemoe.errors import EdgemoeError, ToolMissing
 from edgemoe.output import write_json
 
 HERE = Path(__file__).parent
@@ -23,15 +24,18 @@ BEGIN, END = "<!-- begin of the table, written by area.py -->", "<!-- end of the
 
 
 def netlist_hash(hardware, unit: str) -> str:
-    """Hash of the netlist before synthesis."""
+    """Hash of the netlist before synthesis, and of how it is synthesised."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "top.il"
         synthesis.elaborate(synthesis.maker(unit)(hardware), path, synthesis.TARGETS[TARGET].platform)
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(path.read_bytes() + synthesis.SCRIPT.encode()).hexdigest()
 
 
 def measure(units: list[str]) -> dict[str, dict]:
-    """Results by unit; those of ``units`` are brought up to date and saved one by one."""
+    """Results by unit; those of ``units`` are brought up to date and saved one by one.
+
+    A unit whose tools fail is named, has no result, and does not keep the others from being measured.
+    """
     hardware = load_hardware(HARDWARE)
     found = json.loads(RESULTS.read_text())["units"] if RESULTS.exists() else {}
     with show.progress() as tick:
@@ -39,7 +43,17 @@ def measure(units: list[str]) -> dict[str, dict]:
             key = netlist_hash(hardware, unit)
             if found.get(unit, {}).get("netlist") == key:
                 continue
-            values = synthesis.synthesise(hardware, unit, TARGET, 1, MHZ, None, True, tick)
+            found.pop(unit, None)
+            try:
+                values = synthesis.synthesise(hardware, unit, TARGET, 1, MHZ, None, True, tick)
+            except ToolMissing:
+                raise
+            except EdgemoeError as error:
+                print(f"{unit}: {error}", file=sys.stderr)
+                continue
+            if not values["routed"]:
+                print(f"{unit}: larger than the device", file=sys.stderr)
+                continue
             found[unit] = {"netlist": key, **values}
             write_json(RESULTS, {"version": 1, "units": found})
     return found
@@ -64,15 +78,16 @@ def table(found: dict[str, dict]) -> str:
 
 
 def main(units: list[str]) -> int:
-    """Measure ``units`` (all if empty) and write the page; 1 if a unit misses the clock."""
-    found = measure(units or list(synthesis.units()))
+    """Measure ``units`` (all if empty) and write the page; 1 if a unit misses the clock or has none."""
+    units = units or list(synthesis.units())
+    found = measure(units)
     page = PAGE.read_text()
     head, tail = page[: page.index(BEGIN)], page[page.index(END) :]
     PAGE.write_text(f"{head}{BEGIN}\n\n{table(found)}\n\n{tail}")
     slow = [f"{unit} {v['fmax_mhz']} MHz" for unit, v in found.items() if not v["met"]]
     if slow:
         print(f"below {MHZ:g} MHz: {', '.join(slow)}", file=sys.stderr)
-    return bool(slow)
+    return int(bool(slow) or any(unit not in found for unit in units))
 
 
 if __name__ == "__main__":

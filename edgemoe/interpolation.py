@@ -187,7 +187,8 @@ class Interpolator(wiring.Component):
     i : In(stream.Signature({x: Array(unsigned(spec.argument_bits), lanes), tag}))
     o : Out(stream.Signature({y: Array(unsigned(spec.width), lanes), tag}))
 
-    Throughput 1 per cycle, latency 5 cycles. Cost per lane: one multiplier, one ROM port.
+    Throughput 1 per cycle, latency 5 cycles. Cost per lane: a product of ``offset_bits`` rows in
+    lookup tables, one ROM port.
     """
 
     latency = STAGES

@@ -43,6 +43,8 @@ HARNESS = "synth_"
 """Beginning of the names of the harness's registers; no unit has such names."""
 FOLD = 4
 """Bits that one lookup table of the harness folds."""
+SCRIPT = "read_rtlil top.il; hierarchy -top top; flatten; opt_clean; synth_ecp5 -top top -no-rw-check -json top.json"
+"""Of yosys. `synth_ecp5` flattens too, but ABC9 of yosys 0.70 then fails on `weigher`; of 0.66 to 0.69 it does not."""
 
 
 # -- units --------------------------------------------------------------------------------------
@@ -351,8 +353,7 @@ def synthesise(
         tick(f"{name}: elaborating for {target}", None)
         elaborate(make(hardware), folder / "top.il", device.platform)
         tick(f"{name}: synthesis", None)
-        script = "read_rtlil top.il; synth_ecp5 -top top -no-rw-check -json top.json"
-        log = run([yosys, "-p", script], folder, "yosys.log")
+        log = run([yosys, "-p", SCRIPT], folder, "yosys.log")
         netlist = read_netlist(json.loads((folder / "top.json").read_text()))
         resources = netlist.resources
         total = {k: v + netlist.harness.get(k, 0) for k, v in resources.items()}

@@ -119,8 +119,8 @@ class Gelu(wiring.Component):
         ``frac`` is 8..13, the fraction bits of x.
     o : Out(stream.Signature({x: Array(signed(16), lanes), tag}))
 
-    Throughput 1 per cycle, latency 10 cycles. Cost per lane: one multiplier, one ROM port of
-    512 rows, two shifters. Error: 1 ulp at most (0.62 at 13 fraction bits, 0.50 at 8).
+    Throughput 1 per cycle, latency 10 cycles. Cost per lane: one interpolation of 512 rows
+    (no multiplier), two shifters. Error: 1 ulp at most (0.62 at 13 fraction bits, 0.50 at 8).
 
     Source: Sarkar et al., Edge-MoE, ICCAD 2023 (arXiv 2305.18691), section on GELU.
     """

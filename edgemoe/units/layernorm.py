@@ -246,8 +246,8 @@ class RowScalars(wiring.Component):
     right : Out(5)
         ``right + 13``.
 
-    Latency `SCALAR_LATENCY`, initiation interval `SCALAR_INTERVAL`. Cost: two multipliers (one is the
-    table's), 512 rows of ROM.
+    Latency `SCALAR_LATENCY`, initiation interval `SCALAR_INTERVAL`. Cost: one multiplier, one
+    interpolation of 512 rows.
     """
 
     def __init__(self, spec: LayerNormSpec):
@@ -478,7 +478,7 @@ class LayerNorm(wiring.Component):
     o : Out(stream.Signature({x: Array(signed(16), in_lanes), last: 1, tag}))
 
     Throughput: a row per ``max(words * in_lanes / norm_lanes, 11)`` cycles; latency `latency` from its last
-    word. Cost per norm lane: 3 multipliers; per unit: 2 multipliers.
+    word. Cost per norm lane: 3 multipliers; per unit: 1 multiplier.
     Error: that of `normalised`, and the rounding of the result.
 
     Source: the normalisation of Edge-MoE, Sarkar et al., ICCAD 2023 (arXiv 2305.18691), in integers.

@@ -258,7 +258,7 @@ class Exponential(wiring.Component):
     o : Out(stream.Signature({code: Array(signed(22), lanes), saturated: lanes, tag}))
         ``saturated`` has the bit of each lane whose score was clipped to 21 bits.
 
-    Throughput 1 per cycle, latency 6 cycles. Cost per lane: one multiplier, one ROM port.
+    Throughput 1 per cycle, latency 6 cycles. Cost per lane: one interpolation, no multiplier.
     Error of m: relative 3.8e-5, of which 3.05e-5 is its rounding.
     """
 
@@ -543,7 +543,7 @@ class Reciprocal(wiring.Component):
     o : Out(stream.Signature({multiplier: 16, shift: 6, position: 6, tag}))
 
     Throughput 1 per cycle; latency ``ceil(log2(sum_bits)) + 5`` cycles (11 at 37 bits): one stage per
-    step of the normalisation, then the interpolation. Cost: one multiplier, one ROM port.
+    step of the normalisation, then the interpolation. Cost: that, no multiplier.
     Error of the multiplier: 1 ulp, relative 2.0e-5.
     """
 
