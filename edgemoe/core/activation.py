@@ -387,7 +387,7 @@ def choose(options: list[tuple[Value, Value]], width: int = 0) -> Value:
     """The value whose condition holds (one at most), or 0."""
     result: Value = Const(0, width)
     for select, value in options:
-        result = result | (value & select.replicate(len(value)))
+        result = result | Mux(select, value, 0)
     return result
 
 
