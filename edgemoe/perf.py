@@ -480,42 +480,55 @@ class _Item:
 
 
 class _Queue:
-    """`edgemoe.core.fifo.Fifo` of descriptors.
-
-    While its output waits, the register behind the memory does not fill: it holds one less until one was taken.
-    """
+    """`edgemoe.core.fifo.Fifo` of descriptors: a memory, and two registers that stand still while the output waits."""
 
     def __init__(self, clock: _Clock) -> None:
         self.clock = clock
-        self.memory: deque[_Item] = deque()
-        self.registers: deque[_Item] = deque()
-        self.visible = 0
+        self.memory: deque[tuple[int, _Item]] = deque()
+        """What it holds, and the cycles from which it can be read."""
+        self.middle: _Item | None = None
+        self.output: _Item | None = None
+        self.at = 0
+        """The cycle whose state is known."""
 
     @property
     def room(self) -> bool:
         """Whether it takes another one."""
+        self._advance()
         return len(self.memory) < sequencer.QUEUE_DEPTH
 
     def push(self, item: _Item) -> None:
         """Put one in."""
-        if self.registers:
-            self.memory.append(item)
-        else:
-            self.registers.append(item)
-            self.visible = self.clock.now + Fifo.LATENCY
+        self._advance()
+        self.memory.append((self.clock.now + 1, item))
+        self.clock.at(self.clock.now + Fifo.LATENCY, self._advance)
 
     def head(self) -> Process:
         """Wait for the first one, and return it."""
-        yield lambda: self.registers
-        yield self.visible
-        return self.registers[0]
+        yield lambda: self._advance() or self.output
+        return self.output
 
     def pop(self) -> None:
-        """Take it out."""
-        self.registers.popleft()
-        self.visible = self.clock.now + (1 if self.registers else 2)
-        while self.memory and len(self.registers) < 2:
-            self.registers.append(self.memory.popleft())
+        """Take it out; another one may follow in the next cycle."""
+        self._advance()
+        self._move()
+        for later in (1, 2):
+            self.clock.at(self.clock.now + later, self._advance)
+
+    def _advance(self) -> None:
+        """Bring the state up to the present cycle."""
+        while self.at < self.clock.now:
+            if self.output or not (self.middle or self.memory):
+                self.at = self.clock.now
+            else:
+                self._move()
+
+    def _move(self) -> None:
+        """Both registers take what is behind them."""
+        self.output = self.middle
+        here = self.memory and self.memory[0][0] <= self.at
+        self.middle = self.memory.popleft()[1] if here else None
+        self.at += 1
 
 
 @dataclass
@@ -879,6 +892,9 @@ class _Run:
             d.channels * d.grid_y * d.patch_y * d.grid_x * ceil_div(d.patch_x, hardware.in_lanes) / d.length
         )
         pace = max(1, pixels, pieces if d.op == Op.IMAGE else 0)
+        tail = pace - 1
+        if d.op == Op.IMAGE:  # cut from the words of the activation memory that port words are gathered to
+            tail = max(1, 2 * hardware.in_lanes // hardware.port_bytes) * pieces - 1
         item.bytes += d.length * hardware.port_bytes
         ahead = 4
         burst = loader.QUEUE_WORDS // ahead
@@ -891,7 +907,7 @@ class _Run:
                 yield asked[0].known
                 come = asked.popleft()
                 begin = max(left, come.first + Fifo.LATENCY - 1)
-                left = max(begin + come.words * pace, come.last + Fifo.LATENCY)
+                left = max(begin + come.words * pace, come.last + Fifo.LATENCY + tail)
             if at < d.length:
                 yield max(self.clock.now + 1, round(left) + 1)
                 asked.append((yield from self.port.read(2, min(burst, d.length - at))))

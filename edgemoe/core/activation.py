@@ -1,9 +1,12 @@
 """Activation memory: five pages of on-chip words behind one linear address (docs/architecture.md).
 
-    client   | cycle 0      | cycle 1            | cycle 2      | cycle 3         | cycle 4
-    read     | en, address  | bank, address      | block RAM    | output register | data
-             |              | (registers)        | has read     |                 |
-    write    | en, ...      | bank, value, mask  | written      |                 |
+    client   | cycle 0      | cycle 1            | cycle 2           | cycle 3    | cycle 4         | cycle 5
+    read     | en, address  | bank, address      | the page's        | block RAM  | output register | data
+             |              | of the client      | bank, row         | has read   |                 |
+    write    | en, ...      | bank, value, mask  | bank, value, mask | written    |                 |
+
+The registers of cycle 2 are the page's own, behind its choice among the clients: what leaves them has
+nothing but wire before it, as the block RAMs of a page (36 on 16 lanes) lie far apart.
 
 **Ordering.** A read that is presented in a later cycle than a write sees what was written; a read
 presented in an earlier cycle does not. A read and a write of the same word *in the same cycle* are
@@ -30,8 +33,9 @@ from amaranth.lib.wiring import In, Out, Signature
 from numpy.typing import ArrayLike, NDArray
 
 from edgemoe.config import HardwareConfig
+from edgemoe.numeric import register
 
-READ_LATENCY = 4
+READ_LATENCY = 5
 """Cycles from ``en`` and ``address`` of a read port to its ``data``."""
 
 ADDRESS_BITS = 16
@@ -218,7 +222,7 @@ class ActivationMemory(wiring.Component):
         return selects
 
     def elaborate(self, platform) -> Module:
-        """Stage 1 decodes pages and banks; each page chooses among its clients; each reader among the pages."""
+        """Stage 1 decodes pages and banks; 2: each page chooses among its clients; the last, each reader among pages."""
         m = Module()
         n, pages = self.hardware.in_lanes, self.hardware.pages
         codes = code_words(self.hardware)
@@ -244,8 +248,8 @@ class ActivationMemory(wiring.Component):
                     n * ADDRESS_BITS, name=f"write_{name}_lane_address", reset_less=True
                 )
                 stage["transposed"] = Signal(name=f"write_{name}_transposed")
-            for key, register in stage.items():
-                m.d.sync += register.eq(Value.cast(getattr(port, key)))
+            for key, held in stage.items():
+                m.d.sync += held.eq(Value.cast(getattr(port, key)))
             selects = self._select(m, f"write_{name}", port.en, port.address)
             if name == self.lanes:
                 with m.If(port.en & port.transposed):
@@ -259,20 +263,19 @@ class ActivationMemory(wiring.Component):
             row_bits, count = banks.row_bits, len(banks.depths)
             access = _Access(
                 read_en=Signal(count, name=f"page{page}_read_en"),
-                read_row=Signal(row_bits, name=f"page{page}_read_row"),
+                read_row=Signal(row_bits, name=f"page{page}_read_row", reset_less=True),
                 write_en=[Signal(n, name=f"page{page}_write_en{i}") for i in range(count)],
-                write_row=Signal(row_bits, name=f"page{page}_write_row"),
+                write_row=Signal(row_bits, name=f"page{page}_write_row", reset_less=True),
             )
-            value = Signal(n * VALUE_BITS, name=f"page{page}_value")
-            m.d.comb += [
+            value = Signal(n * VALUE_BITS, name=f"page{page}_value", reset_less=True)
+            write_row = choose([(s["select"][page].any(), s["address"][:row_bits]) for s in stages])
+            m.d.sync += [
                 access.read_en.eq(choose([(Const(1), s[page]) for s, _ in clients], count)),
                 access.read_row.eq(choose([(s[page].any(), address[:row_bits]) for s, address in clients])),
-                access.write_row.eq(
-                    choose([(s["select"][page].any(), s["address"][:row_bits]) for s in stages])
-                ),
+                access.write_row.eq(write_row),
                 value.eq(choose([(s["select"][page].any(), s["value"]) for s in stages])),
             ]
-            m.d.comb += [
+            m.d.sync += [
                 en.eq(choose([(s["select"][page][i], s["mask"]) for s in stages]))
                 for i, en in enumerate(access.write_en)
             ]
@@ -281,7 +284,7 @@ class ActivationMemory(wiring.Component):
                 stage = writes[self.lanes]
                 lane_rows = [stage["lane_address"].word_select(i, ADDRESS_BITS)[:row_bits] for i in range(n)]
                 transposed = stage["select"][page].any() & stage["transposed"]
-                rows = [Mux(transposed, row, access.write_row) for row in lane_rows]
+                rows = [register(m, 1, Mux(transposed, row, write_row)) for row in lane_rows]
             low = Cat(value.word_select(i, VALUE_BITS)[:16] for i in range(n))
             if page == TRANSPOSED_PAGE:
                 out = self._lane_memories(m, f"page{page}", access, rows, low)

@@ -135,7 +135,7 @@ def test_contract_violations_are_noticed(case):
         await ctx.tick()
         for port in (dut.read_a, dut.read_b, dut.write_product, dut.write_norm, dut.write_load):
             ctx.set(port.en, 0)
-        await ctx.tick().repeat(3)
+        await ctx.tick().repeat(4)
         assert ctx.get(dut.collision) == (case in ("readers", "writers", "foreign"))
         assert ctx.get(dut.overlap) == (case == "overlap")
 
