@@ -186,13 +186,16 @@ class Target:
     capacity: dict[str, int]
 
 
+def _ecp5(size: str, **capacity: int) -> Target:
+    return Target("ecp5", (f"--{size}", "--package", "CABGA381", "--speed", "6"), capacity)
+
+
 TARGETS = {
-    "ecp5-85k": Target(
-        "ecp5",
-        ("--85k", "--package", "CABGA381", "--speed", "6"),
-        {"lut": 83640, "ff": 83640, "dsp": 156, "bram": 208},
-    )
+    "ecp5-85k": _ecp5("85k", lut=83640, ff=83640, dsp=156, bram=208),
+    "ecp5-25k": _ecp5("25k", lut=24288, ff=24288, dsp=28, bram=56),
+    "ecp5-12k": _ecp5("12k", lut=24288, ff=24288, dsp=28, bram=56),
 }
+"""The LFE5U-12F is the die of the 25F; the open tools use all of it."""
 
 
 def find(variable: str, name: str) -> str:

@@ -92,6 +92,7 @@ def parser() -> Parser:
     _perf(add("perf", "predict cycles, external bytes and utilisation, by descriptor"))
     _verilog(add("verilog", "write the Verilog of an accelerator"))
     _synth(add("synth", "synthesise, place and route a unit or the accelerator: area and clock"))
+    _build_board(add("build", "make a board's bitstream, with a report of area and clocks"))
     add("doctor", "show what is installed, what is missing, and the remedy")
     return top
 
@@ -210,7 +211,10 @@ def _synth(p: Parser) -> None:
     p.add_argument(
         "--unit", metavar="NAME", help="one unit alone, such as gelu or array (default: the accelerator)"
     )
-    p.add_argument("--target", choices=["ecp5-85k"], default="ecp5-85k", metavar="T", help="ecp5-85k")
+    p.add_argument(
+        "--target", choices=["ecp5-85k", "ecp5-25k", "ecp5-12k"], default="ecp5-85k", metavar="T",
+        help="ecp5-85k, ecp5-25k or ecp5-12k (default ecp5-85k)",
+    )  # fmt: skip
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of place and route (default 1)")
     p.add_argument(
         "--target-mhz", type=float, default=80.0, metavar="F",
@@ -218,6 +222,18 @@ def _synth(p: Parser) -> None:
     )  # fmt: skip
     p.add_argument("--no-route", action="store_true", help="synthesis only: area, no clock")
     p.add_argument("-o", "--output", metavar="DIR", type=Path, help="directory for netlist, reports and logs")
+
+
+def _build_board(p: Parser) -> None:
+    p.add_argument("--board", metavar="B", required=True, help="ulx3s-85f, ulx3s-25f or ulx3s-12f")
+    p.add_argument("--hardware", metavar="HW", help="TOML file or name (default: what suits the board)")
+    p.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of place and route (default 1)")
+    p.add_argument(
+        "--target-mhz", type=float, metavar="F",
+        help="clock of the core; exit with 4 if it is missed in the median of the seeds (default: the board's)",
+    )  # fmt: skip
+    p.add_argument("--model", metavar="MODEL", help="predict images per second of this model (or m3vit-tiny)")
+    _output(p, "directory")
 
 
 def _model(p: Parser) -> None:

@@ -111,13 +111,41 @@ def perf(found: Prediction) -> Table:
     return table
 
 
-def synth(values: dict[str, Any]) -> RenderableType:
-    """Area of a unit or of the accelerator, its clock and its slowest path."""
+def resources(values: dict[str, Any]) -> Table:
+    """What a design takes of its device."""
     area = show.table("", ">used", ">there", ">share")
     names = {"lut": "LUT4", "ff": "flip-flops", "dsp": "MULT18X18D", "bram": "DP16KD (18 Kb)"}
     for key, name in names.items():
         used, there = values["resources"][key], values["capacity"][key]
         area.add_row(name, show.count(used), show.count(there), show.percent(used / there))
+    return area
+
+
+def build(values: dict[str, Any]) -> RenderableType:
+    """Area of a board's design, its clocks, where its bitstream is and how fast it will be."""
+    rest = show.table("", "")
+    if values["fits"]:
+        count = len(values["seeds"])
+        seeds = "1 seed" if count == 1 else f"median of {count} seeds"
+        for clock, key in (("core", ""), ("memory", "memory_")):
+            reached, wanted = values[f"{key}fmax_mhz"], values[f"{key}target_mhz"]
+            style = "bold green" if reached >= wanted else "bold red"
+            rest.add_row(
+                f"clock of the {clock}", Text(f"{reached:g} MHz ({seeds}), runs at {wanted:g} MHz", style)
+            )
+        if path := values["critical_path"]:
+            rest.add_row("slowest path", Text(f"from {path['from']}"))
+            rest.add_row("", Text(f"to {path['to']}"))
+            rest.add_row("", f"{path['logic_ns']} ns of logic, {path['routing_ns']} ns of routing")
+        rest.add_row("bitstream", Text(values["bitstream"]))
+    else:
+        rest.add_row("bitstream", Text("none: the design does not fit", style="bold red"))
+    return Group(resources(values), Text(), rest)
+
+
+def synth(values: dict[str, Any]) -> RenderableType:
+    """Area of a unit or of the accelerator, its clock and its slowest path."""
+    area = resources(values)
     rest = show.table("", "")
     if values["fmax_mhz"] is None:
         rest.add_row("clock", "unknown: synthesis only, not placed and routed")

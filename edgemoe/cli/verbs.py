@@ -398,6 +398,49 @@ def synth(arguments: Namespace) -> int:
     return 0
 
 
+def build(arguments: Namespace) -> int:
+    """`edgemoe build --board B -o DIR`."""
+    from edgemoe import bitstream
+    from edgemoe.cli import tables
+    from edgemoe.errors import DoesNotFit
+    from edgemoe.output import check_directory
+
+    bitstream.board(arguments.board)
+    _check_outputs(arguments.json)
+    check_directory(arguments.output)
+    with show.progress() as tick:
+        values = bitstream.build(
+            arguments.board,
+            arguments.hardware,
+            arguments.seeds,
+            arguments.target_mhz,
+            arguments.output,
+            arguments.model,
+            tick,
+        )
+    show.console().print(tables.build(values))
+    if values["rate"]:
+        show.say("\n" + values["rate"]["formula"])
+    write_report(arguments, values)
+    name = f"{values['hardware']} on {values['board']}"
+    if not values["fits"]:
+        over = [k for k, have in values["capacity"].items() if values["resources"][k] > have]
+        found = ", ".join(f"{values['resources'][k]} of {values['capacity'][k]} {k}" for k in over)
+        raise DoesNotFit(
+            f"{name} has no bitstream: it needs {found}"
+            if found
+            else f"{name} has no bitstream: {values['reason']}"
+            "; use --hardware with fewer lanes or smaller capacities"
+        )
+    if not values["met"]:
+        raise DoesNotFit(
+            f"{name} reaches {values['fmax_mhz']:g} of {values['target_mhz']:g} MHz (core) and "
+            f"{values['memory_fmax_mhz']:g} of {values['memory_target_mhz']:g} MHz (memory); the bitstream was written, "
+            "but may not work: lower --target-mhz, or try more --seeds"
+        )
+    return 0
+
+
 # -- tools --------------------------------------------------------------------------------------
 
 
