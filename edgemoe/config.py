@@ -368,13 +368,24 @@ def check(model: ModelConfig, hardware: HardwareConfig) -> None:
     for key, value in needs(model, hardware).items():
         have = getattr(hardware, key)
         if value > have:
-            size = ""
-            if key == "hidden":
-                size = f" ({2 * value * model.tokens} B of activation memory)"
+            needed, there = "", ""
+            if key in ("dim", "hidden"):
+                needed = f" ({_row_bytes(value, model.tokens)} B of activation memory)"
+                there = f" ({_row_bytes(have, hardware.tokens)} B)"
+            if key == "image":
+                needed, there = f" ({2 * value} B of activation memory)", f" ({2 * have} B)"
+            if key == "row":
+                each = hardware.out_lanes * hardware.b_bits // 8
+                needed, there = f" ({each * value} B of slots in each set)", f" ({each * have} B)"
             raise DoesNotFit(
-                f"model {model.name} needs {key} {value}{size}, hardware {hardware.name} has {have}; "
+                f"model {model.name} needs {key} {value}{needed}, hardware {hardware.name} has {have}{there}; "
                 f"raise {key} in the hardware file or use --fit"
             )
+
+
+def _row_bytes(channels: int, tokens: int) -> int:
+    """Bytes of 16-bit rows of all tokens in the activation memory."""
+    return A_BITS // 8 * channels * tokens
 
 
 def fit(hardware: HardwareConfig, model: ModelConfig) -> HardwareConfig:
