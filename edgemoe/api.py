@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgemoe.compare import Comparison
     from edgemoe.perf import Prediction
     from edgemoe.program import Program
+    from edgemoe.quantize import QuantizedModel
     from edgemoe.simulation.runner import SimulationResult
     from edgemoe.simulation.testbench import Vectors
 
@@ -103,14 +104,36 @@ def compile(
         fit: raise the hardware's capacities to what the model needs.
         pixel_bytes: 1 for uint8 images, 2 for any; by default what the calibration images are.
     """
+    return _compile(model, fitted(model, hardware, profile=profile, fit=fit), calibration, pixel_bytes)[0]
+
+
+def compile_reported(
+    model: Model, hardware: HardwareConfig | str, *, calibration: Array | None = None, profile: str | None = None,
+    fit: bool = False, pixel_bytes: int | None = None,
+) -> tuple[Program, list[dict[str, Any]]]:  # fmt: skip
+    """`compile`, and by tensor the range, format, clipping and error on the calibration images.
+
+    Returns:
+        The program, and `edgemoe.compare.format_report` on the first calibration image, task 0.
+    """
+    from edgemoe.compare import format_report
+
+    target = fitted(model, hardware, profile=profile, fit=fit)
+    program, quantised, images = _compile(model, target, calibration, pixel_bytes)
+    return program, format_report(program, model, quantised.report(), images[0])
+
+
+def _compile(
+    model: Model, target: HardwareConfig, calibration: Array | None, pixel_bytes: int | None
+) -> tuple[Program, QuantizedModel, Array]:
     from edgemoe.compile import compile_model
     from edgemoe.quantize import quantize
 
-    target = fitted(model.config, hardware, profile=profile, fit=fit)
     images = inputs.calibration(None, model.config) if calibration is None else np.asarray(calibration)
     if pixel_bytes is None:
         pixel_bytes = 1 if images.dtype == np.uint8 else 2
-    return compile_model(quantize(model, target.profile, images), target, pixel_bytes)
+    quantised = quantize(model, target.profile, images)
+    return compile_model(quantised, target, pixel_bytes), quantised, images
 
 
 def fitted(

@@ -21,6 +21,7 @@ from edgemoe.numeric import IntArray
 from edgemoe.program import Program
 
 if TYPE_CHECKING:
+    from edgemoe.quantize import TensorReport
     from edgemoe.simulation.records import Columns, Records
     from edgemoe.simulation.runner import SimulationResult
 
@@ -489,4 +490,31 @@ def accuracy_report(program: Program, model, image: NDArray[Any], task: int) -> 
             "max_error_forced": forced[name].max_error, "agreement": row.agreement,
         }
         for name, row in free.items()
+    ]  # fmt: skip
+
+
+def format_report(
+    program: Program, model, rows: Sequence[TensorReport], image: NDArray[Any], task: int = 0
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What compiling chose for every tensor, and what it costs on one image.
+
+    Args:
+        rows: `edgemoe.quantize.QuantizedModel.report`.
+
+    Returns:
+        Data rows with ``tensor``, ``low``, ``high``, ``frac``, ``clipped``, ``headroom``, and ``db``, the golden
+        machine against the reference with the reference's routes; None for what the golden machine does not keep.
+    """
+    from edgemoe import reference
+
+    wanted = reference.run(model, image, task)
+    routes = {name: values for name, values in wanted.items() if name.endswith("_topk")}
+    exact = golden.Golden(program).run(image, task, True, routes or None)
+    found = {row.tensor: row.db for row in accuracy(exact, wanted)}
+    return [
+        {
+            "tensor": row.name, "low": row.low, "high": row.high, "frac": row.frac, "clipped": row.clipped,
+            "headroom": row.headroom, "db": found.get(row.name),
+        }
+        for row in rows
     ]  # fmt: skip

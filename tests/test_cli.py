@@ -118,7 +118,12 @@ def test_compile_writes_a_build_that_is_replaced(tmp_path, capsys):
     for profile in ("w8a16", "w16a16"):
         argv = ["compile", "nano", "--hardware", "nano", "--profile", profile, "-o", str(build)]
         assert main([*argv, "--json", str(tmp_path / "c.json")]) == 0
-        assert report(tmp_path / "c.json")["profile"] == profile
+        values = report(tmp_path / "c.json")
+        assert values["profile"] == profile
+        errors = {row["tensor"]: row["db"] for row in values["tensors"]}
+        assert min(errors[f"l{block}_post_mlp"] for block in range(4)) > {"w8a16": 30, "w16a16": 50}[profile]
+        assert all(row["low"] <= row["high"] and row["headroom"] > 0 for row in values["tensors"])
+        assert "fraction" in capsys.readouterr().out
         manifest = json.loads((build / "manifest.json").read_text())
         assert manifest["configuration"]["hardware"]["profile"] == profile
         assert set(manifest["inputs"]) == {"model"} and manifest["tools"]["python"]

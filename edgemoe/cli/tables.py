@@ -86,6 +86,23 @@ def accuracy(rows: list[dict[str, Any]], gateware: dict[str, list[int]] | None) 
     return table
 
 
+def formats(rows: list[dict[str, Any]]) -> Table:
+    """Range and format of every tensor over the calibration images, and its error on the first of them.
+
+    Args:
+        rows: of `edgemoe.compare.format_report`.
+    """
+    table = show.table("\ntensor", ">\nlowest", ">\nhighest", ">fraction\nbits", ">\nheadroom", ">\nclipped",
+                       ">same routes\ndB")  # fmt: skip
+    for row in rows:
+        clipped = f"{row['clipped']:.1e}" if row["clipped"] else ""
+        table.add_row(
+            row["tensor"], f"{row['low']:.3g}", f"{row['high']:.3g}", str(row["frac"]), f"{row['headroom']:.1f}",
+            Text(clipped, style="yellow"), "" if row["db"] is None else f"{row['db']:.1f}",
+        )  # fmt: skip
+    return table
+
+
 def _whole(name: str) -> str:
     """``l1_scores_h2`` and ``l1_hidden_e5`` are parts of ``l1_scores`` and ``l1_hidden``."""
     return re.sub(r"_[he]\d+$", "", name)

@@ -162,6 +162,7 @@ def compile_model(arguments: Namespace) -> int:
     from pathlib import Path
 
     from edgemoe import api, inputs, output
+    from edgemoe.cli import tables
 
     output.check_directory(arguments.output)
     model = inputs.model(arguments.model)
@@ -169,16 +170,19 @@ def compile_model(arguments: Namespace) -> int:
     calibration = inputs.calibration(arguments.calibration, model.config)
     with show.progress() as tick:
         tick(f"compiling {model.config.name} for {hardware.name}", None)
-        program = api.compile(model, hardware, calibration=calibration, pixel_bytes=arguments.pixel_bytes)
+        program, tensors = api.compile_reported(
+            model, hardware, calibration=calibration, pixel_bytes=arguments.pixel_bytes
+        )
         used: dict[str, Path | str] = {"model": inputs.model_path(arguments.model)}
         if arguments.calibration and Path(arguments.calibration).is_file():
             used["calibration"] = arguments.calibration
         extra = {"model_file": inputs.lasting_name(arguments.model), "calibration_images": len(calibration)}
         api.save_build(program, arguments.output, inputs=used, extra=extra)
+    show.console().print(tables.formats(tensors))
     descriptors = len(program.descriptors())
     images = "last packaged" if arguments.calibration is None else "given"
     show.say(
-        f"{arguments.output}: {model.config.name} on {hardware.name} ({hardware.profile}), {descriptors} descriptors, "
+        f"\n{arguments.output}: {model.config.name} on {hardware.name} ({hardware.profile}), {descriptors} descriptors, "
         f"memory image of {show.size(len(program.memory))}; formats from the {len(calibration)} {images} images"
     )
     report = {
@@ -189,6 +193,7 @@ def compile_model(arguments: Namespace) -> int:
         "memory_bytes": len(program.memory),
         "useful_macs": program.useful_macs,
         "calibration_images": len(calibration),
+        "tensors": tensors,
     }
     write_report(arguments, report)
     return 0
