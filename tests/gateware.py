@@ -6,6 +6,7 @@ import fcntl
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -22,17 +23,18 @@ FAST_BUILD = Options(optimise="0")
 
 
 def run(program: Program, images: Sequence[np.ndarray], tasks: Iterable[int] = (0,), *,
-        options: Options = FAST_BUILD, **others) -> list[SimulationResult]:  # fmt: skip
+        options: Options = FAST_BUILD, verilog_dir: Path | None = None, **others) -> list[SimulationResult]:  # fmt: skip
     """Simulate; the executable is built once, whichever process comes first, and kept in the user's cache."""
     place = api.cache()
     place.mkdir(parents=True, exist_ok=True)
     hardware = program.hardware
     with open(place / f"lock-{zlib.crc32(repr(hardware).encode()):08x}", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        build(verilog_file(hardware, None, place), hardware, place, options)
+        build(verilog_file(hardware, verilog_dir, place), hardware, place, options)
     return simulate(
-        program, program.hardware, np.stack(images), list(tasks), build_dir=place, options=options, **others
-    )
+        program, program.hardware, np.stack(images), list(tasks), build_dir=place, verilog_dir=verilog_dir,
+        options=options, **others,
+    )  # fmt: skip
 
 
 def check(program: Program, images: Sequence[np.ndarray], tasks: Iterable[int] = (0,), *,

@@ -1,12 +1,16 @@
 """Activation memory: five pages of on-chip words behind one linear address (docs/architecture.md).
 
-    client   | cycle 0      | cycle 1            | cycle 2           | cycle 3    | cycle 4         | cycle 5
-    read     | en, address  | bank, address      | the page's        | block RAM  | output register | data
-             |              | of the client      | bank, row         | has read   |                 |
-    write    | en, ...      | bank, value, mask  | bank, value, mask | written    |                 |
+    cycle | read                                     | write
+    0     | en, address                              | en, address, mask, value
+    1     | bank and address, registers per client   | the same
+    2     | bank and row, registers of the page      | the same
+    3     | block RAM has read                       | written
+    4     | output of every bank                     |
+    5     | output of the page                       |
+    6     | data                                     |
 
-The registers of cycle 2 are the page's own, behind its choice among the clients: what leaves them has
-nothing but wire before it, as the block RAMs of a page (36 on 16 lanes) lie far apart.
+The block RAMs of a page lie far apart (24 to 32 of them on 16 lanes), and theirs is the slowest output of the device: there
+is nothing but wire from the registers of cycle 2 to them, and from them to those of cycle 4.
 
 **Ordering.** A read that is presented in a later cycle than a write sees what was written; a read
 presented in an earlier cycle does not. A read and a write of the same word *in the same cycle* are
@@ -35,7 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgemoe.config import HardwareConfig
 from edgemoe.numeric import register
 
-READ_LATENCY = 5
+READ_LATENCY = 6
 """Cycles from ``en`` and ``address`` of a read port to its ``data``."""
 
 ADDRESS_BITS = 16
@@ -334,8 +338,9 @@ class ActivationMemory(wiring.Component):
     def _lane_memories(
         self, m: Module, name: str, access: _Access, rows: list[Value], value: Value
     ) -> Signal:
-        """A memory for each lane, written at its own row; returns the output register."""
-        out = Signal(len(value), name=f"{name}_out", reset_less=True)
+        """A memory for each lane, written at its own row; returns the second register of the output."""
+        raw, out = (Signal(len(value), name=f"{name}_{stage}", reset_less=True) for stage in ("raw", "out"))
+        m.d.sync += out.eq(raw)
         for i, row in enumerate(rows):
             memory = Memory(shape=unsigned(16), depth=1 << len(access.read_row), init=[])
             m.submodules[f"{name}_lane{i}"] = memory
@@ -344,13 +349,13 @@ class ActivationMemory(wiring.Component):
                 read.en.eq(access.read_en), read.addr.eq(access.read_row),
                 write.en.eq(access.write_en[0][i]), write.addr.eq(row), write.data.eq(value.word_select(i, 16)),
             ]  # fmt: skip
-            m.d.sync += out.word_select(i, 16).eq(read.data)
+            m.d.sync += raw.word_select(i, 16).eq(read.data)
         return out
 
     def _memories(
         self, m: Module, name: str, access: _Access, depths: tuple[int, ...], value: Value, bits: int
     ) -> Signal:
-        """The banks of a page, or of its codes; returns the output register, behind the choice of the bank."""
+        """The banks of a page, or of its codes; returns the output of the page, behind the choice of the bank."""
         row_bits = len(access.read_row) - (2 if len(depths) > 1 else 0)
         data = []
         for i, depth in enumerate(depths):
@@ -366,14 +371,9 @@ class ActivationMemory(wiring.Component):
                 write.en.eq(access.write_en[i]), write.addr.eq(access.write_row[:row_bits]),
                 write.data.eq(value),
             ]  # fmt: skip
-            data.append(read.data)
-        out = Signal(len(value), name=f"{name}_out", reset_less=True)
-        if len(depths) == 1:
-            m.d.sync += out.eq(data[0])
-        else:
-            bank = Signal(2, name=f"{name}_bank", reset_less=True)
-            m.d.sync += [bank.eq(access.read_row[-2:]), out.eq(Array(data)[bank])]
-        return out
+            data.append(register(m, 1, read.data))
+        bank = register(m, 1, access.read_row[-2:], 2)
+        return register(m, 1, Array(data)[bank] if len(depths) > 1 else data[0])
 
 
 @dataclass(frozen=True)
