@@ -354,7 +354,7 @@ class ActivationMemory(wiring.Component):
 
     def _memories(
         self, m: Module, name: str, access: _Access, depths: tuple[int, ...], value: Value, bits: int
-    ) -> Signal:
+    ) -> Value:
         """The banks of a page, or of its codes; returns the output of the page, behind the choice of the bank."""
         row_bits = len(access.read_row) - (2 if len(depths) > 1 else 0)
         data = []
