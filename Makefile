@@ -10,9 +10,11 @@ RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 FLOW := $(VENV)/.installed-flow
 UNIT ?=
+BOARD ?= ulx3s-85f
+SEEDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo m3vit test test-full sim lint format bench verilog synth wheel clean
+.PHONY: help demo m3vit test test-full sim lint format bench verilog synth bitstream wheel clean
 
 help:  ## Show this help
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## *\(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -27,8 +29,8 @@ $(RUN): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
-	@$(BIN)/python -m pip install --quiet --editable '.[sim,report,dev]'
-	@touch $@ $(RUN)
+	@$(BIN)/python -m pip install --quiet --editable '.[sim,report,dev,flow]'
+	@touch $@ $(RUN) $(FLOW)
 
 $(FLOW): pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --editable '.[flow]'
@@ -66,6 +68,9 @@ verilog: $(RUN)  ## Write the Verilog of the nano accelerator to build/verilog
 
 synth: $(FLOW)  ## Area and clock of the units on ECP5, into docs/area.md (an hour): UNIT=gelu for one
 	$(BIN)/python docs/area.py $(UNIT)
+
+bitstream: $(FLOW)  ## Build a board's bitstream into build/BOARD: BOARD=ulx3s-85f|ulx3s-25f|ulx3s-12f, SEEDS=3
+	$(BIN)/edgemoe build --board $(BOARD) --seeds $(SEEDS) -o build/$(BOARD)
 
 wheel: $(DEV)  ## Build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel
