@@ -73,7 +73,9 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
     from edgemoe.core.storer import Storer
     from edgemoe.core.writer import Writer, reorder_spec
     from edgemoe.periph.crossing import Crossing
+    from edgemoe.periph.link import HostLink
     from edgemoe.periph.sdram import SdramController, SdramSpec
+    from edgemoe.periph.uart import Uart, UartSpec
     from edgemoe.units.attention import ReorderUnit
     from edgemoe.units.gelu import Gelu, GeluSpec
     from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
@@ -119,6 +121,8 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
         "gate-engine": GateEngine,
         "sdram": lambda h: SdramController(SdramSpec(), min(h.port_bytes, 64)),
         "crossing": lambda h: Crossing(h.port_bytes),
+        "uart": lambda h: Uart(UartSpec(80_000_000, 3_000_000)),
+        "link": lambda h: HostLink(h, 80_000_000),
     }
 
 
