@@ -242,7 +242,7 @@ def verilog_folder(hardware: HardwareConfig) -> Path:
     """The folder with the generated Verilog of ``hardware``, from the cache if it is there."""
     from edgemoe import verilog
 
-    return verilog.cached(hardware, _writable_cache()).parent
+    return verilog.cached(hardware, writable_cache()).parent
 
 
 def prepare(
@@ -255,7 +255,7 @@ def prepare(
     from edgemoe.simulation.runner import verilog_file
     from edgemoe.simulation.verilator import Options, build
 
-    place = _writable_cache()
+    place = writable_cache()
 
     def told(stage: str) -> None:
         if stage != "cached":
@@ -294,7 +294,7 @@ def simulate(
     prepare(program.hardware, verilog=verilog, waves=waves is not None, tick=tick)
     tick("gateware: simulating", 0.0)
     return start(
-        program, program.hardware, pixels(program, images), numbers, build_dir=_writable_cache(),
+        program, program.hardware, pixels(program, images), numbers, build_dir=writable_cache(),
         verilog_dir=verilog, records=records, waves=waves, progress=told,
         waves_cycles=waves_cycles,
     )  # fmt: skip
@@ -403,7 +403,8 @@ def check(
     )
 
 
-def _writable_cache() -> Path:
+def writable_cache() -> Path:
+    """The cache folder, made if need be."""
     place = cache()
     try:
         place.mkdir(parents=True, exist_ok=True)

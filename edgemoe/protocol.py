@@ -68,7 +68,15 @@ ARGUMENTS: dict[Command, struct.Struct] = {
     Command.START: struct.Struct("<IIIHB"),
 }
 """Begin of the payload of each command: address; address, words; the same; program, image, output, images, task."""
-COUNTED = ("cycles", "mac_cycles", "weight_stalls", "activation_stalls", "read_words", "write_words", "saturated")
+COUNTED = (
+    "cycles",
+    "mac_cycles",
+    "weight_stalls",
+    "activation_stalls",
+    "read_words",
+    "write_words",
+    "saturated",
+)
 """The accelerator's counters in the answer to STATUS, which come behind busy, error and the dropped frames."""
 STATE = struct.Struct(f"<BBH{len(COUNTED)}I")
 

@@ -17,7 +17,7 @@ UNITS = {"config", "stream", "units"}
 LAYOUT = {"isa", "memmap", "program"}
 MODEL = {"checkpoint", "reference", "calibration", "quantize"}
 FILES_OUT = {"output", "manifest"}
-GATEWARE = NUMBERS | UNITS | {"isa", "core", "periph"}
+GATEWARE = NUMBERS | UNITS | {"gearbox", "isa", "core", "periph"}
 
 ALLOWED = {
     "errors": set(),
@@ -25,7 +25,9 @@ ALLOWED = {
     "interpolation": NUMBERS | {"stream"},
     "config": NUMBERS,
     "stream": NUMBERS,
+    "gearbox": NUMBERS | {"stream"},
     "units": NUMBERS | UNITS,
+    "protocol": {"errors", "config"},
     "isa": NUMBERS | {"config"},
     "output": {"errors"},
     "manifest": {"errors"},
@@ -39,7 +41,7 @@ ALLOWED = {
     "golden": NUMBERS | UNITS | LAYOUT | {"reference"},
     "perf": NUMBERS | UNITS | LAYOUT | {"golden", "core"},
     "core": GATEWARE,
-    "periph": NUMBERS | {"config", "stream", "core"},
+    "periph": NUMBERS | {"config", "stream", "gearbox", "protocol", "core"},
     "verilog": GATEWARE | FILES_OUT | {"simulation"},
 }
 """What each module or folder of the package may import from the package. Those that are not listed are the

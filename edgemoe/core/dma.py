@@ -11,8 +11,8 @@ from amaranth.lib.wiring import In, Out
 
 from edgemoe.config import HardwareConfig
 from edgemoe.core.fifo import Fifo
-from edgemoe.core.gearbox import Gearbox
 from edgemoe.core.interface import ADDRESS_BITS, LENGTH_BITS, MAX_BURST, READ_REQUEST
+from edgemoe.gearbox import Gearbox
 from edgemoe.stream import Buffer, connect
 
 REGION_LENGTH_BITS = 24

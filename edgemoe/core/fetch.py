@@ -10,8 +10,8 @@ from amaranth.lib.wiring import In, Out
 
 from edgemoe.config import HardwareConfig
 from edgemoe.core.fifo import Fifo
-from edgemoe.core.gearbox import Gearbox
 from edgemoe.core.interface import ADDRESS_BITS, READ_REQUEST
+from edgemoe.gearbox import Gearbox
 from edgemoe.isa import CHECK, DESCRIPTOR_BYTES, Descriptor, Error, Op, descriptor_layout
 from edgemoe.stream import connect
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from edgemoe.config import HardwareConfig
 from edgemoe.core.activation import WritePort
 from edgemoe.core.dma import REGION_LENGTH_BITS, BurstReader
-from edgemoe.core.gearbox import Gearbox
 from edgemoe.core.interface import READ_REQUEST
+from edgemoe.gearbox import Gearbox
 from edgemoe.isa import FIELDS, Op
 from edgemoe.numeric import IntArray
 from edgemoe.stream import Buffer, connect

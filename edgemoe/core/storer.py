@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from edgemoe.config import HardwareConfig
 from edgemoe.core.activation import READ_LATENCY, ReadPort
 from edgemoe.core.fifo import Fifo
-from edgemoe.core.gearbox import Gearbox
 from edgemoe.core.interface import ADDRESS_BITS, write_layout
+from edgemoe.gearbox import Gearbox
 from edgemoe.isa import FIELDS
 from edgemoe.stream import Buffer, connect
 

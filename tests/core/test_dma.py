@@ -8,8 +8,8 @@ import pytest
 from core.memory import MemoryModel, receive, refuses, send, simulate
 from edgemoe.config import NAMED
 from edgemoe.core.dma import BurstReader, ReadArbiter, WeightDma, bursts
-from edgemoe.core.gearbox import regroup
 from edgemoe.core.interface import MAX_BURST
+from edgemoe.gearbox import regroup
 
 NANO = NAMED["nano"]
 

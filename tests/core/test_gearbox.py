@@ -7,7 +7,7 @@ import pytest
 from bench import STALLS, run
 from core.memory import refuses
 from edgemoe.core.fifo import Fifo
-from edgemoe.core.gearbox import Gearbox, regroup
+from edgemoe.gearbox import Gearbox, regroup
 
 
 @pytest.mark.parametrize("stall", STALLS)
