@@ -60,8 +60,8 @@ format: $(DEV)  ## Rewrite the sources in the house style
 m3vit: $(RUN)  ## Run M3ViT-tiny whole through the gateware, both tasks (needs the released weights)
 	$(BIN)/python examples/m3vit/run.py -o build/m3vit
 
-bench: $(DEV)  ## Measure Verilog generation, simulation and golden speed (build/bench.json)
-	$(BIN)/python tests/speed.py
+bench: $(DEV)  ## Measure everything again: docs/results.md and docs/results.json (minutes)
+	$(BIN)/python -m benchmarks
 
 verilog: $(RUN)  ## Write the Verilog of the nano accelerator to build/verilog
 	$(BIN)/edgemoe verilog --hardware nano -o build/verilog

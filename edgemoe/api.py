@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgemoe.perf import Prediction
     from edgemoe.program import Program
     from edgemoe.quantize import QuantizedModel
+    from edgemoe.simulation.job import MemoryModel
     from edgemoe.simulation.runner import SimulationResult
     from edgemoe.simulation.testbench import Vectors
 
@@ -270,7 +271,7 @@ def prepare(
 def simulate(
     program: Program, images: Sequence[Array] | Array, tasks: Iterable[int | str] = (0,), *,
     verilog: PathLike | None = None, waves: PathLike | None = None, waves_cycles: tuple[int, int] = (0, WAVES),
-    records: bool = True, tick: Tick = quiet,
+    records: bool = True, memory: MemoryModel | None = None, tick: Tick = quiet,
 ) -> list[SimulationResult]:  # fmt: skip
     """Run the Verilog in Verilator: for each task one start over all images, with no reset in between.
 
@@ -279,8 +280,10 @@ def simulate(
         waves: write a waveform (VCD) of every signal.
         waves_cycles: from which cycle to which, counted from reset; a cycle of the nano core takes about 40 kB.
         records: keep the monitor's records, which `check` needs.
+        memory: timing of the external memory (default: a word per cycle, 30 cycles after its request).
         tick: progress.
     """
+    from edgemoe.simulation.job import MemoryModel
     from edgemoe.simulation.runner import simulate as start
 
     numbers = [inputs.task(task, program.model) for task in tasks]
@@ -296,7 +299,7 @@ def simulate(
     return start(
         program, program.hardware, pixels(program, images), numbers, build_dir=writable_cache(),
         verilog_dir=verilog, records=records, waves=waves, progress=told,
-        waves_cycles=waves_cycles,
+        waves_cycles=waves_cycles, memory=memory or MemoryModel(),
     )  # fmt: skip
 
 

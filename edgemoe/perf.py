@@ -143,6 +143,13 @@ def predict(
     if len(each) != images:
         raise BadInput(f"routes are for {len(each)} images, {images} are predicted")
     visits = [tokens_per_expert(program, r) for r in each]
+    return predict_visits(program, visits, bandwidth=bandwidth, latency=latency)
+
+
+def predict_visits(
+    program: Program, visits: Sequence[Mapping[int, ArrayLike]], *, bandwidth: int = FULL, latency: int = 30
+) -> Prediction:  # fmt: skip
+    """Predict a run from the tokens of every visit of an expert, by number of the routed EXPERTS, image by image."""
     return _Run(program, visits, bandwidth, latency).predict()
 
 
@@ -579,7 +586,7 @@ class _Run:
     """One run: the processes and what they share. A value changes in the cycle in which the others see it."""
 
     def __init__(
-        self, program: Program, visits: Sequence[Mapping[int, IntArray]], bandwidth: int, latency: int
+        self, program: Program, visits: Sequence[Mapping[int, ArrayLike]], bandwidth: int, latency: int
     ) -> None:
         self.program, self.hardware = program, program.hardware
         self.timing = Timing(self.hardware)
@@ -1097,11 +1104,11 @@ class _Run:
         )  # fmt: skip
 
 
-def _visits(d: Descriptor, number: int, tokens: Mapping[int, IntArray]) -> list[int]:
+def _visits(d: Descriptor, number: int, tokens: Mapping[int, ArrayLike]) -> list[int]:
     """Tokens of each visit of a descriptor."""
     if d.op != Op.EXPERTS:
         return [d.count]
-    return [int(n) for n in tokens[number] if n] if d.routed else [d.count] * d.experts
+    return [int(n) for n in np.asarray(tokens[number]) if n] if d.routed else [d.count] * d.experts
 
 
 def _words_between(phase: _Phase, start: int) -> IntArray:
