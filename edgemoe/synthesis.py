@@ -37,7 +37,7 @@ from edgemoe.verilog import collector_paused
 
 Tick = Callable[[str, float | None], None]
 
-SPARE = {"monitor", "record", "record_valid", "collision", "overlap"}
+SPARE = {"monitor", "record", "record_valid", "collision"}
 """Outputs that only simulation looks at; the harness leaves them open."""
 HARNESS = "synth_"
 """Beginning of the names of the harness's registers; no unit has such names."""
@@ -105,7 +105,9 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
             LayerNormSpec(h.in_lanes, h.norm_lanes, h.dim), q=parameters(h), tag=16
         ),
         "router": lambda h: Router(RouterSpec(h.in_lanes, h.tokens, h.experts, min(h.top_k, h.experts))),
-        "activation": lambda h: ActivationMemory(h, top.READ_PAGES, top.WRITE_PAGES, lanes="product"),
+        "activation": lambda h: ActivationMemory(
+            h, top.READ_PAGES, top.WRITE_PAGES, "product", top.READ_WAYS, top.WRITE_WAYS
+        ),
         "exponent-table": lambda h: ExponentTable(h, 2),
         "fetch": Fetch,
         "dispatcher": Dispatcher,

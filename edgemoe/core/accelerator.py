@@ -34,6 +34,9 @@ RESET_CYCLES = 64
 READ_PAGES = {"a": range(5), "b": (3, 4), "residual": (0,), "norm": (0,), "gate": (3,), "store": (0, 2)}
 WRITE_PAGES = {"product": range(5), "norm": (1,), "load": range(5)}
 """Pages that each client touches; see the table of hazards in compile.py."""
+READ_WAYS = (("a", "gate", "store"), ("residual", "norm"))
+WRITE_WAYS = (("product", "load"),)
+"""Clients that share wires: ROUTE, LOAD, IMAGE and STORE run alone; of the two that read x, layer norm steps aside."""
 
 
 class Core(wiring.Component):
@@ -100,7 +103,7 @@ class Core(wiring.Component):
         m.submodules.norm = norm = NormEngine(hardware, filler.parameters)
         m.submodules.gate = gate = GateEngine(hardware)
         m.submodules.activation = activation = ActivationMemory(
-            hardware, READ_PAGES, WRITE_PAGES, lanes="product"
+            hardware, READ_PAGES, WRITE_PAGES, "product", READ_WAYS, WRITE_WAYS
         )
         m.submodules.arbiter = arbiter = ReadArbiter(hardware.port_bytes, 3)
 
@@ -191,7 +194,7 @@ class Core(wiring.Component):
         ]
         self._tables(m, reader, filler, writer)
         self._activation(m, activation, reader, filler, writer, norm, gate, storer, loader)
-        self._monitor(m, writer, norm, gate, loader, executor)
+        self._monitor(m, activation, writer, norm, gate, loader, executor)
         return m
 
     def _tables(self, m: Module, reader: Reader, filler: Filler, writer: Writer) -> None:
@@ -241,7 +244,7 @@ class Core(wiring.Component):
             m.d.comb += [Value.cast(getattr(target, k)).eq(Value.cast(getattr(port, k))) for k in keys]
             m.d.comb += [target.value[lane].eq(port.value[lane]) for lane in range(self.hardware.in_lanes)]
 
-    def _monitor(self, m, writer, norm, gate, loader, executor) -> None:
+    def _monitor(self, m, activation, writer, norm, gate, loader, executor) -> None:
         for name, unit in (("product", writer), ("norm", norm), ("route", gate)):
             m.d.comb += [
                 getattr(self.monitor, f"{name}_valid").eq(unit.record_valid),
@@ -249,6 +252,7 @@ class Core(wiring.Component):
             ]
         load = self.monitor.load
         m.d.comb += [
+            self.monitor.conflict.eq(activation.collision),
             self.monitor.load_valid.eq(loader.write.en),
             load.number.eq(executor.number),
             load.address.eq(loader.write.address),

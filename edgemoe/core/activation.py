@@ -13,9 +13,9 @@ The block RAMs of a page lie far apart (24 to 32 of them on 16 lanes), and their
 is nothing but wire from the registers of cycle 2 to them, and from them to those of cycle 4.
 
 **Ordering.** A read that is presented in a later cycle than a write sees what was written; a read
-presented in an earlier cycle does not. A read and a write of the same word *in the same cycle* are
-undefined on a device (old word in simulation): the schedule keeps them apart, and ``overlap``
-remembers that it did not. There is no exception.
+presented in an earlier cycle does not. Of a word that is read and written *in the same cycle* the lanes that are
+written are undefined on a device (old in simulation) and the others are what they were: the residual is read by a group of
+lanes while another group of its word is written. The schedule keeps the same lanes apart (tests/core/test_collisions.py).
 
 **Banks.** The low bits of the linear address are the address in a page, whatever the page's first word is: any
 neighbours differ in them, so nothing is subtracted. A page that fills little more than three quarters of
@@ -165,7 +165,9 @@ class ActivationMemory(wiring.Component):
         Lanes and words of a page.
     readers, writers : list of str, or mapping of str to pages
         Names of the clients, and the pages that each may touch (all of them where it is a list;
-        fewer pages save the multiplexers).
+        fewer pages save wires and multiplexers).
+    read_ways, write_ways : list of lists of str
+        Clients that share their registers and wires, as only one of them is active in a cycle; others have their own.
     lanes : str
         The writer with ``transposed`` and ``lane_address``.
 
@@ -174,10 +176,8 @@ class ActivationMemory(wiring.Component):
     read_<name> : In(ReadPort(hardware))
     write_<name> : In(WritePort(hardware)); that of ``lanes`` with ``lanes=True``
     collision : Out(1)
-        Sticky, for simulation: two readers, or two writers, met on a page in the same cycle, or a
-        client touched a page that it was not given. What is read or written then is undefined.
-    overlap : Out(1)
-        Sticky, for simulation: a word was read and written in the same cycle.
+        Sticky, for simulation: two readers, or two writers, met on a page or on a way in the same cycle, or
+        a client touched a page that it was not given. What is read or written then is undefined.
 
     Throughput: one read and one write per page and cycle. Latency of a read: `READ_LATENCY`; a write
     is seen by every read that is presented after it. Clients drive their ports from registers.
@@ -192,17 +192,21 @@ class ActivationMemory(wiring.Component):
         readers: Iterable[str] | Mapping[str, Iterable[int]] = ("a", "b", "residual", "norm", "store"),
         writers: Iterable[str] | Mapping[str, Iterable[int]] = ("product", "norm", "load"),
         lanes: str = "product",
+        read_ways: Iterable[Iterable[str]] = (),
+        write_ways: Iterable[Iterable[str]] = (),
     ):
         self.hardware = hardware
         self.readers, self.writers = self._pages(readers), self._pages(writers)
         if lanes not in self.writers:
             raise ValueError(f"lanes is {lanes!r}; the writers are {', '.join(self.writers)}")
         self.lanes = lanes
+        self.read_ways = self._ways(self.readers, read_ways)
+        self.write_ways = self._ways(self.writers, write_ways)
         self.banks = [page_banks(hardware, page) for page in range(hardware.pages)]
         super().__init__(
             {f"read_{name}": In(ReadPort(hardware)) for name in self.readers}
             | {f"write_{name}": In(WritePort(hardware, lanes=name == lanes)) for name in self.writers}
-            | {"collision": Out(1), "overlap": Out(1)}
+            | {"collision": Out(1)}
         )
 
     def _pages(self, clients) -> dict[str, tuple[int, ...]]:
@@ -211,8 +215,20 @@ class ActivationMemory(wiring.Component):
             return {name: tuple(pages) for name, pages in clients.items()}
         return dict.fromkeys(clients, everything)
 
-    def _select(self, m: Module, name: str, en: Value, address: Value) -> list[Value]:
-        """For every page its banks, one-hot and registered: that of ``address``; none without ``en``."""
+    @staticmethod
+    def _ways(clients: dict[str, tuple[int, ...]], shared: Iterable[Iterable[str]]) -> list[_Way]:
+        """The shared ways, and one for every other client."""
+        ways = [tuple(way) for way in shared]
+        taken = {name for way in ways for name in way}
+        if unknown := taken - set(clients):
+            raise ValueError(
+                f"a way names {', '.join(sorted(unknown))}; the clients are {', '.join(clients)}"
+            )
+        ways += [(name,) for name in clients if name not in taken]
+        return [_Way(way, tuple(sorted({page for name in way for page in clients[name]}))) for way in ways]
+
+    def _decode(self, en: Value, address: Value) -> list[Value]:
+        """For every page its banks, one-hot: that of ``address``; none without ``en``."""
         pages, words = self.hardware.pages, self.hardware.page_words
         above = [Const(1)] + [address >= page * words for page in range(1, pages)] + [Const(0)]
         selects = []
@@ -220,50 +236,65 @@ class ActivationMemory(wiring.Component):
             count = len(banks.depths)
             here = en & above[page] & ~above[page + 1]
             bank = Value.cast(address)[: banks.row_bits].shift_right(banks.row_bits - 2)
-            select = Signal(count, name=f"{name}_bank{page}")
-            m.d.sync += select.eq(Cat(here & (bank == i) for i in range(count)) if count > 1 else here)
-            selects.append(select)
+            selects.append(Cat(here & (bank == i) for i in range(count)) if count > 1 else here)
         return selects
 
+    def _enter(self, m: Module, way: _Way, kind: str, ports: dict[str, Any], fields: dict[str, int]):
+        """Registers of a way: the banks that its clients select, by page, and ``fields`` of the one that is active.
+
+        Also returns what must not be: two clients at once, or pages that a client was not given.
+        """
+        clients = self.readers if kind == "read" else self.writers
+        decoded = {name: self._decode(port.en, port.address) for name, port in ports.items()}
+        problem = pairs([port.en for port in ports.values()])
+        if kind == "write" and self.lanes in ports:
+            port = ports[self.lanes]
+            decoded[self.lanes] = [
+                Mux(port.transposed, port.en if page == TRANSPOSED_PAGE else 0, select)
+                for page, select in enumerate(decoded[self.lanes])
+            ]
+        for name, selects in decoded.items():
+            problem += [s.any() for page, s in enumerate(selects) if page not in clients[name]]
+        stage = {}
+        for key, bits in fields.items():
+            stage[key] = Signal(bits, name=f"{kind}_{way.name}_{key}", reset_less=True)
+            having = [port for port in ports.values() if hasattr(port, key)]
+            m.d.sync += stage[key].eq(any_of([(port.en, Value.cast(getattr(port, key))) for port in having]))
+        selected = []
+        for page, banks in enumerate(self.banks):
+            select = Signal(len(banks.depths), name=f"{kind}_{way.name}_bank{page}")
+            m.d.sync += select.eq(choose([(Const(1), selects[page]) for selects in decoded.values()]))
+            selected.append(select)
+        return selected, stage, problem
+
     def elaborate(self, platform) -> Module:
-        """Stage 1 decodes pages and banks; 2: each page chooses among its clients; the last, each reader among pages."""
+        """Stage 1 decodes pages and banks; 2: each page chooses among the ways; the last, each way among pages."""
         m = Module()
-        n, pages = self.hardware.in_lanes, self.hardware.pages
+        n = self.hardware.in_lanes
         codes = code_words(self.hardware)
-        problem, meeting = [], []
+        problem = []
 
-        reads: dict[str, tuple[list[Value], Signal]] = {}
-        for name in self.readers:
-            port = getattr(self, f"read_{name}")
-            address = Signal(ADDRESS_BITS, name=f"read_{name}_address", reset_less=True)
-            m.d.sync += address.eq(port.address)
-            reads[name] = self._select(m, f"read_{name}", port.en, port.address), address
-
-        writes: dict[str, dict[str, Any]] = {}
-        for name in self.writers:
-            port = getattr(self, f"write_{name}")
-            stage = {
-                "address": Signal(ADDRESS_BITS, name=f"write_{name}_address", reset_less=True),
-                "mask": Signal(n, name=f"write_{name}_mask", reset_less=True),
-                "value": Signal(n * VALUE_BITS, name=f"write_{name}_value", reset_less=True),
-            }
-            if name == self.lanes:
-                stage["lane_address"] = Signal(
-                    n * ADDRESS_BITS, name=f"write_{name}_lane_address", reset_less=True
-                )
-                stage["transposed"] = Signal(name=f"write_{name}_transposed")
-            for key, held in stage.items():
-                m.d.sync += held.eq(Value.cast(getattr(port, key)))
-            selects = self._select(m, f"write_{name}", port.en, port.address)
-            if name == self.lanes:
-                with m.If(port.en & port.transposed):
-                    m.d.sync += [select.eq(page == TRANSPOSED_PAGE) for page, select in enumerate(selects)]
-            writes[name] = {**stage, "select": selects}
+        reads, writes = [], []
+        for way in self.read_ways:
+            ports = {name: getattr(self, f"read_{name}") for name in way.clients}
+            selects, stage, wrong = self._enter(m, way, "read", ports, {"address": ADDRESS_BITS})
+            reads.append((way, selects, stage))
+            problem += wrong
+        for way in self.write_ways:
+            ports = {name: getattr(self, f"write_{name}") for name in way.clients}
+            fields = {"address": ADDRESS_BITS, "mask": n, "value": n * VALUE_BITS}
+            if self.lanes in way.clients:
+                fields |= {"lane_address": n * ADDRESS_BITS}
+            selects, stage, wrong = self._enter(m, way, "write", ports, fields)
+            if self.lanes in way.clients:
+                stage["transposed"] = register(m, 1, ports[self.lanes].en & ports[self.lanes].transposed)
+            writes.append((way, selects, stage))
+            problem += wrong
 
         outputs, high = [], {}
         for page, banks in enumerate(self.banks):
-            clients = [reads[name] for name in self.readers if page in self.readers[name]]
-            stages = [writes[name] for name in self.writers if page in self.writers[name]]
+            readers = [(selects[page], stage) for way, selects, stage in reads if page in way.pages]
+            writers = [(selects[page], stage) for way, selects, stage in writes if page in way.pages]
             row_bits, count = banks.row_bits, len(banks.depths)
             access = _Access(
                 read_en=Signal(count, name=f"page{page}_read_en"),
@@ -272,25 +303,25 @@ class ActivationMemory(wiring.Component):
                 write_row=Signal(row_bits, name=f"page{page}_write_row", reset_less=True),
             )
             value = Signal(n * VALUE_BITS, name=f"page{page}_value", reset_less=True)
-            write_row = choose([(s["select"][page].any(), s["address"][:row_bits]) for s in stages])
+            write_row = any_of([(select.any(), stage["address"][:row_bits]) for select, stage in writers])
             m.d.sync += [
-                access.read_en.eq(choose([(Const(1), s[page]) for s, _ in clients], count)),
-                access.read_row.eq(choose([(s[page].any(), address[:row_bits]) for s, address in clients])),
+                access.read_en.eq(choose([(Const(1), select) for select, _ in readers], count)),
+                access.read_row.eq(
+                    any_of([(select.any(), s["address"][:row_bits]) for select, s in readers])
+                ),
                 access.write_row.eq(write_row),
-                value.eq(choose([(s["select"][page].any(), s["value"]) for s in stages])),
+                value.eq(any_of([(select.any(), stage["value"]) for select, stage in writers])),
             ]
             m.d.sync += [
-                en.eq(choose([(s["select"][page][i], s["mask"]) for s in stages]))
+                en.eq(choose([(select[i], stage["mask"]) for select, stage in writers]))
                 for i, en in enumerate(access.write_en)
             ]
-            rows = [access.write_row] * n
-            if page == TRANSPOSED_PAGE:
-                stage = writes[self.lanes]
-                lane_rows = [stage["lane_address"].word_select(i, ADDRESS_BITS)[:row_bits] for i in range(n)]
-                transposed = stage["select"][page].any() & stage["transposed"]
-                rows = [register(m, 1, Mux(transposed, row, write_row)) for row in lane_rows]
             low = Cat(value.word_select(i, VALUE_BITS)[:16] for i in range(n))
             if page == TRANSPOSED_PAGE:
+                select, stage = next((select, s) for select, s in writers if "transposed" in s)
+                lane_rows = [stage["lane_address"].word_select(i, ADDRESS_BITS)[:row_bits] for i in range(n)]
+                transposed = select.any() & stage["transposed"]
+                rows = [register(m, 1, Mux(transposed, row, write_row)) for row in lane_rows]
                 out = self._lane_memories(m, f"page{page}", access, rows, low)
             else:
                 out = self._memories(m, f"page{page}", access, banks.depths, low, 16)
@@ -299,40 +330,23 @@ class ActivationMemory(wiring.Component):
                 depths = Banks(banks.base, codes[page]).quarters(row_bits) if count > 1 else banks.depths
                 high[page] = self._memories(m, f"page{page}_code", access, depths, upper, VALUE_BITS - 16)
             outputs.append(out)
-            problem += pairs([s[page].any() for s, _ in clients])
-            problem += pairs([s["select"][page].any() for s in stages])
-            meeting += [
-                access.read_en.any()
-                & Cat(en[i] for en in access.write_en).any()
-                & (rows[i] == access.read_row)
-                for i in range(n)
-            ]
+            problem += pairs([select.any() for select, _ in readers])
+            problem += pairs([select.any() for select, _ in writers])
 
-        for name, allowed in self.readers.items():
-            select = Cat(bank.any() for bank in reads[name][0])
-            problem += [select[page] for page in range(pages) if page not in allowed]
-            for _ in range(READ_LATENCY - 2):
-                following = Signal(pages, name=f"read_{name}_page_later")
-                m.d.sync += following.eq(select)
-                select = following
-            word = choose([(select[page], outputs[page]) for page in allowed])
+        for way, selects, _ in reads:
+            select = register(m, 1, Cat(bank.any() for bank in selects), READ_LATENCY - 2)
+            word = any_of([(select[page], outputs[page]) for page in way.pages])
             lanes = [word.word_select(i, 16) for i in range(n)]
-            if coded := [page for page in allowed if page in high]:
+            if coded := [page for page in way.pages if page in high]:
                 upper = choose([(select[page], high[page]) for page in coded])
                 lanes = [Cat(x, upper.word_select(i, VALUE_BITS - 16)) for i, x in enumerate(lanes)]
             else:
                 lanes = [Cat(x, x[-1].replicate(VALUE_BITS - 16)) for x in lanes]
-            result = Signal(n * VALUE_BITS, name=f"read_{name}_result", reset_less=True)
-            m.d.sync += result.eq(Cat(lanes))
-            m.d.comb += Value.cast(getattr(self, f"read_{name}").data).eq(result)
-        for name, allowed in self.writers.items():
-            selects = writes[name]["select"]
-            problem += [selects[page].any() for page in range(pages) if page not in allowed]
+            result = register(m, 1, Cat(lanes))
+            m.d.comb += [Value.cast(getattr(self, f"read_{name}").data).eq(result) for name in way.clients]
 
         with m.If(Cat(problem).any()):
             m.d.sync += self.collision.eq(1)
-        with m.If(Cat(meeting).any()):
-            m.d.sync += self.overlap.eq(1)
         return m
 
     def _lane_memories(
@@ -377,6 +391,19 @@ class ActivationMemory(wiring.Component):
 
 
 @dataclass(frozen=True)
+class _Way:
+    """Clients that share registers and wires, and the pages of any of them."""
+
+    clients: tuple[str, ...]
+    pages: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """For names of signals."""
+        return "_".join(self.clients)
+
+
+@dataclass(frozen=True)
 class _Access:
     """One read and one write of a page in a cycle; enables by bank, those of the write by lane."""
 
@@ -392,6 +419,11 @@ def choose(options: list[tuple[Value, Value]], width: int = 0) -> Value:
     for select, value in options:
         result = result | Mux(select, value, 0)
     return result
+
+
+def any_of(options: list[tuple[Value, Value]]) -> Value:
+    """The value whose condition holds, or any: for what does not matter then."""
+    return options[0][1] if len(options) == 1 else choose(options)
 
 
 def pairs(selects: list[Value]) -> list[Value]:

@@ -105,10 +105,13 @@ def route_record() -> data.StructLayout:
 
 
 class MonitorPort(Signature):
-    """Records of all activation writes, for simulation; a record counts in a cycle with ``valid``."""
+    """Records of all activation writes, for simulation; a record counts in a cycle with ``valid``.
+
+    ``conflict`` stays high once the activation memory saw two of its clients meet.
+    """
 
     def __init__(self, hardware: HardwareConfig):
-        members = {}
+        members = {"conflict": Out(1)}
         for name, layout in (
             ("product", product_record(hardware)),
             ("norm", norm_record(hardware)),

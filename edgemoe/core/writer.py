@@ -394,7 +394,8 @@ class Writer(wiring.Component):
         """Read x so that its lanes arrive with the output of gelu."""
         hardware, lanes = self.hardware, self.hardware.post_lanes
         wait = Gelu.latency - READ_LATENCY - 2
-        en = register(m, 1, valid & note.valid & (job.dest == Dest.RESIDUAL), wait)
+        wanted = valid & note.valid & note.mask.any() & (job.dest == Dest.RESIDUAL)
+        en = register(m, 1, wanted, wait)
         address = register(m, 1, note.address, wait)
         m.d.sync += [self.residual.en.eq(en), self.residual.address.eq(address)]
         m.d.comb += self.residual_next.eq(en)
