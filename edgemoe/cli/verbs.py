@@ -446,6 +446,78 @@ def build(arguments: Namespace) -> int:
     return 0
 
 
+# -- boards -------------------------------------------------------------------------------------
+
+
+def program(arguments: Namespace) -> int:
+    """`edgemoe program --board B BITSTREAM`."""
+    from edgemoe import bitstream
+    from edgemoe.host import flash
+
+    board = bitstream.board(arguments.board)
+    _check_outputs(arguments.json)
+    with show.progress() as tick:
+        tick(f"writing {arguments.bitstream} to {board.name}", None)
+        flash.program(board.name.split("-")[0], arguments.bitstream, arguments.flash)
+    where = "flash" if arguments.flash else "FPGA, until its power goes"
+    show.say(f"{arguments.bitstream} is in the {where}")
+    write_report(
+        arguments,
+        {"board": board.name, "bitstream": arguments.bitstream, "flash": arguments.flash},
+    )
+    return 0
+
+
+def run(arguments: Namespace) -> int:
+    """`edgemoe run --board B --tty PORT --model M --image F --task T`."""
+    import time
+    from pathlib import Path
+
+    from edgemoe import api, bitstream, inputs
+    from edgemoe.host import SerialAccelerator, SerialLine
+    from edgemoe.targets.top import BAUD
+
+    board = bitstream.board(arguments.board)
+    _check_outputs(arguments.output, arguments.json)
+    if Path(arguments.model).is_dir():
+        if arguments.hardware:
+            raise BadInput(
+                f"--hardware is for model files, {arguments.model} is compiled already; leave it out, or compile again"
+            )
+        build = api.load_build(arguments.model)
+    else:
+        model = inputs.model(arguments.model)
+        build = api.compile(model, arguments.hardware or board.hardware)
+    image = inputs.image(arguments.image, build.model)
+    task = inputs.task(arguments.task, build.model)
+    api.pixels(build, [image])
+    line = SerialLine(arguments.tty, arguments.baud or BAUD)
+    with SerialAccelerator(line) as accelerator, show.progress() as tick:
+        started = time.monotonic()
+        accelerator.load(build, tick)
+        loaded = time.monotonic()
+        (tensors,) = accelerator.run([image], task, tick)
+        seconds = time.monotonic() - loaded
+        cycles, clock = accelerator.counters["cycles"], accelerator.client.identity.clock_hz
+        resent = accelerator.client.resent
+    report = {
+        "board": board.name,
+        "hardware": build.hardware.name,
+        "cycles": cycles,
+        "clock_hz": clock,
+        "counters": accelerator.counters,
+        "seconds": seconds,
+        "load_seconds": loaded - started,
+        "resent": resent,
+    }
+    _finish_run(arguments, build.model, task, tensors, report)
+    show.say(
+        f"{show.count(cycles)} cycles, {1e3 * cycles / clock:.1f} ms at {clock / 1e6:g} MHz; "
+        f"{1e3 * seconds:.0f} ms with image and answer on the serial line, which sets the rate"
+    )
+    return 0
+
+
 # -- tools --------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edgemoe.config import HardwareConfig
 from edgemoe.protocol import (
     ARGUMENTS,
     COUNTED,
@@ -155,3 +156,24 @@ class VirtualDevice:
             self.polls -= 1
             self.busy = self.polls > 0
         return state
+
+
+def golden_run(hardware: HardwareConfig) -> Callable[[VirtualDevice, Start], None]:
+    """What a device with this hardware does at a start: the golden machine's outputs go to the memory."""
+
+    def run(device: VirtualDevice, start: Start) -> None:
+        from edgemoe.golden import Machine
+        from edgemoe.program import MachineError
+
+        port = hardware.port_bytes
+        machine = Machine(hardware, bytes(device.memory[start.program * port :]))
+        try:
+            result = machine.run(bytes(device.memory[start.image * port :]), start.task, start.images)
+        except MachineError as error:
+            device.error = int(error.code)
+            return
+        at = start.output * port
+        device.memory[at : at + len(result.output)] = result.output
+        device.counters["saturated"] = result.saturated
+
+    return run
