@@ -24,6 +24,7 @@ from edgemoe.protocol import (
 )
 
 ARGUMENT_BYTES = max(layout.size for layout in ARGUMENTS.values())
+STATUS_BITS = max(Status).bit_length()
 
 
 class Requests(wiring.Component):
@@ -83,7 +84,7 @@ class Requests(wiring.Component):
         self.length, self.sequence, self.command = header[:16], header[16:32], header[32:40]
         self.arguments = arguments
         self.rest = Signal(16)  # bytes of the payload that are still to come
-        self.status, self.execute = Signal(8), Signal()
+        self.status, self.execute = Signal(STATUS_BITS), Signal()
         self.words, self.address = Signal(32), Signal(ADDRESS_BITS)
         self.word, self.size, self.left = Signal(32), Signal(16), Signal(16)
         self.busy = Signal()
@@ -140,10 +141,16 @@ class Requests(wiring.Component):
         shift = port.bit_length() - 1
         arguments, command = self.arguments, self.command
         expected, known, open_ = Signal(16), Signal(range(WINDOW + 1)), Signal()
-        record = [Signal(8, name=f"record{k}") for k in range(WINDOW)]
-        age, last = Signal(16), Signal(34)
-        fresh, duplicate, argument_ok, outside, past = Signal(), Signal(), Signal(), Signal(), Signal(8)
-        found = Signal(8)
+        record = [Signal(STATUS_BITS, name=f"record{k}") for k in range(WINDOW)]
+        age, last = Signal(16), Signal(33)
+        fresh, duplicate, argument_ok, outside, past = (
+            Signal(),
+            Signal(),
+            Signal(),
+            Signal(),
+            Signal(STATUS_BITS),
+        )
+        found = Signal(STATUS_BITS)
         starts = [arguments[32 * k : 32 * k + 32] for k in range(3)]
 
         with m.State("SIZE"):

@@ -11,7 +11,17 @@ from core.memory import simulate
 from edgemoe.host.virtual import Start, VirtualDevice
 from edgemoe.periph.link import HostLink
 from edgemoe.periph.uart import UartSpec, receive, transmit
-from edgemoe.protocol import DATA_BYTES, RESPONSE, Command, Frame, Identity, Status
+from edgemoe.protocol import (
+    DATA_BYTES,
+    HEADER,
+    MAX_PAYLOAD,
+    REQUEST,
+    RESPONSE,
+    Command,
+    Frame,
+    Identity,
+    Status,
+)
 from periph.link_bench import (
     HARDWARE,
     PATIENCE,
@@ -78,6 +88,7 @@ def test_errors_change_nothing():
         (Status.ADDRESS, lambda n: read(n, words, 1)),
         (Status.ADDRESS, lambda n: checksum(n, 1, words)),
         (Status.ADDRESS, lambda n: checksum(n, 1, 0xFFFFFFFF)),
+        (Status.ADDRESS, lambda n: checksum(n, 2, 0xFFFFFFFF)),
         *((Status.ADDRESS, lambda n, k=k: start(n, **{k: words})) for k in ("program", "image", "output")),
     ]
     before = bench.memory()
@@ -208,6 +219,21 @@ def test_any_mixture_of_frames_is_answered_as_the_golden_twin_does(seed, stall):
     bench.play(*events, ("busy", 0), encoded(plain(Command.IDENTIFY, 77), plain(Command.STATUS, 78)))
     assert bench.memory() == bench.twin.memory and bench.starts == bench.twin.starts
     assert [a.status for a in bench.answered(RESPONSE)[-2:]] == [0, 0]
+
+
+def test_what_is_no_frame_is_skipped():
+    """A repeated first byte, an answer, wrong checks, and a length that no frame has."""
+    good = plain(Command.STATUS, 1).encode()
+    header = HEADER.pack(MAX_PAYLOAD + 1, 1, Command.WRITE, 0)
+    too_long = REQUEST + header + (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little")
+    garbage = [
+        b"\xe5", b"\xe5\xe5\xe5", b"\x4d", b"\xe5\x00", plain(Command.STATUS, 1).encode(RESPONSE), too_long,
+        *(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in range(len(good))),
+    ]  # fmt: skip
+    bench = Bench(identity())
+    bench.play(encoded(plain(Command.IDENTIFY, 0)), *(part + good for part in garbage))
+    assert [a.status for a in bench.answered(RESPONSE)] == [Status.OK] * (1 + len(garbage))
+    assert bench.twin.decoder.dropped == 1 + len(good) - 2
 
 
 def test_a_frame_that_is_cut_off_ends_by_silence():
