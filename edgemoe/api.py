@@ -14,6 +14,7 @@ Every function raises a subclass of `edgemoe.errors.EdgemoeError` for what the c
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,9 @@ PathLike = str | os.PathLike[str]
 Tick = Callable[[str, float | None], None]
 """Told what a long step is doing, and which part of it is done (None: unknown)."""
 
+Watch = Callable[[str], None]
+"""Told where a simulation is: descriptor, cycles and cycles per second, a few times a second."""
+
 WAVES = 4000
 """Cycles of a waveform, unless more are wanted."""
 
@@ -52,6 +56,10 @@ cache = output.cache
 
 def quiet(what: str, part: float | None) -> None:
     """A `Tick` that tells nobody."""
+
+
+def unwatched(where: str) -> None:
+    """A `Watch` that tells nobody."""
 
 
 def load_image(text: PathLike, model: Model | ModelConfig) -> Array:
@@ -271,7 +279,7 @@ def prepare(
 def simulate(
     program: Program, images: Sequence[Array] | Array, tasks: Iterable[int | str] = (0,), *,
     verilog: PathLike | None = None, waves: PathLike | None = None, waves_cycles: tuple[int, int] = (0, WAVES),
-    records: bool = True, memory: MemoryModel | None = None, tick: Tick = quiet,
+    records: bool = True, memory: MemoryModel | None = None, tick: Tick = quiet, watch: Watch = unwatched,
 ) -> list[SimulationResult]:  # fmt: skip
     """Run the Verilog in Verilator: for each task one start over all images, with no reset in between.
 
@@ -281,7 +289,7 @@ def simulate(
         waves_cycles: from which cycle to which, counted from reset; a cycle of the nano core takes about 40 kB.
         records: keep the monitor's records, which `check` needs.
         memory: timing of the external memory (default: a word per cycle, 30 cycles after its request).
-        tick: progress.
+        tick, watch: progress.
     """
     from edgemoe.simulation.job import MemoryModel
     from edgemoe.simulation.runner import simulate as start
@@ -289,10 +297,13 @@ def simulate(
     numbers = [inputs.task(task, program.model) for task in tasks]
     likely = len(images) * perf(program).cycles
 
+    where = _Where(program, numbers)
+
     def told(event: dict[str, Any]) -> None:
         if "cycle" in event:
             part = (int(event.get("run", 0)) + min(event["cycle"] / likely, 0.99)) / len(numbers)
             tick("gateware: simulating", part)
+            watch(where.text(event, time.monotonic()))
 
     prepare(program.hardware, verilog=verilog, waves=waves is not None, tick=tick)
     tick("gateware: simulating", 0.0)
@@ -301,6 +312,32 @@ def simulate(
         verilog_dir=verilog, records=records, waves=waves, progress=told,
         waves_cycles=waves_cycles, memory=memory or MemoryModel(),
     )  # fmt: skip
+
+
+class _Where:
+    """Says where a simulation is."""
+
+    def __init__(self, program: Program, tasks: Sequence[int]) -> None:
+        self.program, self.tasks = program, tasks
+        self.run, self.cycle, self.time = -1, 0, 0.0
+        """The run that is going on, and its first event."""
+
+    def text(self, event: Mapping[str, Any], now: float) -> str:
+        """One line for an event of the harness that comes ``now``."""
+        run, cycle, number = (int(event[key]) for key in ("run", "cycle", "number"))
+        if run != self.run:
+            self.run, self.cycle, self.time = run, cycle, now
+        tensors = " ".join(
+            tensor.name.replace("_e{e}", "") for tensor in self.program.symbols[number].tensors
+        )
+        parts = [
+            f"task {self.program.model.tasks[self.tasks[run]]}",
+            f"descriptor {number} of {len(self.program.symbols)} ({tensors})",
+            f"{cycle:,} cycles",
+        ]
+        if now > self.time:
+            parts.append(f"{(cycle - self.cycle) / (now - self.time):,.0f} cycles/s")
+        return ", ".join(parts)
 
 
 def vectors(program: Program, image: Array, task: int | str = 0) -> Vectors:

@@ -32,6 +32,30 @@ def test_sim_equals_golden(build, tmp_path, capsys):
     assert values["external_bytes"] > 100_000 and values["seconds"] > 0
 
 
+def test_a_simulation_says_where_it_is(build):
+    """Descriptor, cycles and speed of both runs, in order."""
+    program, seen = api.load_build(build), []
+    images = [api.load_image("nano:5", program.model)] * 4
+    api.simulate(program, images, (0, 1), watch=seen.append)
+    pattern = r"task (left|right), descriptor (\d+) of 80 \(([\w ]*)\), ([\d,]+) cycles(?:, [\d,]+ cycles/s)?"
+    found = [re.fullmatch(pattern, line) for line in seen]
+    assert all(found) and {m[1] for m in found} == {"left", "right"}, seen
+    cycles = [int(m[4].replace(",", "")) for m in found if m[1] == "right"]
+    assert cycles == sorted(cycles) and cycles[-1] > 4 * 70_000
+    assert found[-1][2] == "78" and found[-1][3] == "x"
+
+
+def test_progress_is_quiet_where_there_is_no_terminal(build, capsys, monkeypatch):
+    argv = ["sim", str(build), "--image", "nano:5"]
+    assert main(argv) == 0
+    assert "cycles/s" not in capsys.readouterr().err
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(argv) == 0
+    assert re.search(r"descriptor \d+ of 80 .*\d cycles", capsys.readouterr().err)
+
+
 def test_compare_has_both_comparisons(build, tmp_path, capsys):
     assert main(["compare", str(build), "--image", "nano:6", "--json", str(tmp_path / "c.json")]) == 0
     values = json.loads((tmp_path / "c.json").read_text())

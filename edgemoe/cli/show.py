@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-Tick = Callable[[str, float | None], None]
-"""Reports a long step: what is being done, and which part of it is done (None: unknown)."""
+
+class Tick:
+    """Reports a long step: what is being done, and which part of it is done (None: unknown).
+
+    Here every step is one line; `_Live` is for terminals.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self, what: str, part: float | None = None) -> None:
+        if what not in self.seen:
+            self.seen.add(what)
+            print(f"{what} ...", file=sys.stderr, flush=True)
+
+    def detail(self, text: str) -> None:
+        """Where exactly the step is; only on a terminal."""
+
+
+class _Live(Tick):
+    """The same as a bar that is drawn again."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.what: str | None = None
+        self.task = TaskID(0)
+
+    def __call__(self, what: str, part: float | None = None) -> None:
+        if self.what != what:
+            if self.what is not None:
+                self.bar.remove_task(self.task)
+            self.what = what
+            self.task = self.bar.add_task(what, total=None if part is None else 1.0, detail="")
+        if part is not None:
+            self.bar.update(self.task, total=1.0, completed=part)
+
+    def detail(self, text: str) -> None:
+        if self.what is not None:
+            self.bar.update(self.task, detail=text)
 
 
 def console() -> Console:
@@ -48,30 +85,13 @@ def progress() -> Iterator[Tick]:
     """A live line on stderr while a verb works; plain lines where stderr is no terminal."""
     out = Console(file=sys.stderr, highlight=False)
     if not out.is_terminal:
-        seen: set[str] = set()
-
-        def line(what: str, part: float | None = None) -> None:
-            if what not in seen:
-                seen.add(what)
-                print(f"{what} ...", file=sys.stderr, flush=True)
-
-        yield line
+        yield Tick()
         return
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(30), TimeElapsedColumn(),
-        console=out, transient=True,
+        TextColumn("{task.fields[detail]}", style="dim"), console=out, transient=True,
     ) as bar:  # fmt: skip
-        current: dict[str, object] = {"id": None, "what": None}
-
-        def tick(what: str, part: float | None = None) -> None:
-            if current["what"] != what:
-                if current["id"] is not None:
-                    bar.remove_task(current["id"])  # type: ignore[arg-type]
-                current.update(id=bar.add_task(what, total=None if part is None else 1.0), what=what)
-            if part is not None:
-                bar.update(current["id"], total=1.0, completed=part)  # type: ignore[arg-type]
-
-        yield tick
+        yield _Live(bar)
 
 
 def count(value: float) -> str:

@@ -220,6 +220,7 @@ def sim(arguments: Namespace) -> int:
             waves=file,
             waves_cycles=arguments.waves_cycles,
             tick=tick,
+            watch=tick.detail,
         )
         checked = api.check(build, [image], [task], [run], tick)
     tensors = api.outputs(build, run, task=task)
@@ -262,7 +263,9 @@ def compare(arguments: Namespace) -> int:
         accuracy = accuracy_report(build, model, image, task)
         checked = None
         if not arguments.no_gateware:
-            runs = api.simulate(build, [image], [task], verilog=arguments.verilog, tick=tick)
+            runs = api.simulate(
+                build, [image], [task], verilog=arguments.verilog, tick=tick, watch=tick.detail
+            )
             checked = api.check(build, [image], [task], runs, tick)
     show.console().print(tables.accuracy(accuracy, checked and checked.comparisons[0].tensors))
     report: dict[str, Any] = {"task": build.model.tasks[task], "image": arguments.image, "accuracy": accuracy}

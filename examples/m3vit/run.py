@@ -74,9 +74,7 @@ def run(where: Path, build: Path, hardware: str, profile: str | None, say) -> li
     say("calibrating and compiling")
     program = api.compile(model, hardware, calibration=image[None], profile=profile)
     tasks = range(len(model.config.tasks))
-    runs = api.simulate(
-        program, [image], tasks, tick=lambda what, part: say(what if part is None else f"{what} {part:.0%}")
-    )
+    runs = api.simulate(program, [image], tasks, tick=lambda what, part: say(what), watch=say)
     machine = Golden(program)
     outcomes = []
     for task, result in zip(tasks, runs, strict=True):
