@@ -38,7 +38,7 @@ writes what an earlier one has yet to read. What remains, and the `wait` (ALL, R
 | routed EXPERTS | queues | ROUTE | ALL, and `after` for DMA and filler |
 | head, STORE | norm or x; logits | NORM, EXPERTS; head | ALL |
 
-ROWS (`isa.Wait`) needs two slot sets; with one it becomes ALL.
+ROWS (`isa.Wait`) needs two slot sets or more; with one it becomes ALL.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class _Compiler:
     @property
     def rows(self) -> Wait:
         """How a phase waits for the one before, whose rows it reads in the same order."""
-        return Wait.ROWS if self.hw.slot_sets == 2 else Wait.ALL
+        return Wait.ROWS if self.hw.slot_sets > 1 else Wait.ALL
 
     def before_attention(self, number: int) -> Wait:
         """How a block's first NORM waits for the residual (see the table of hazards)."""

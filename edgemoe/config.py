@@ -191,7 +191,7 @@ class HardwareConfig:
             self.in_lanes * self.b_bits >= 64,
             f"in_lanes must be at least {64 // self.b_bits} with {self.b_bits}-bit weights, found {self.in_lanes}",
         )
-        rule(self.slot_sets in (1, 2), f"slot_sets must be 1 or 2, found {self.slot_sets}")
+        rule(1 <= self.slot_sets <= 14, f"slot_sets must be 1..14, found {self.slot_sets}")
         rule(self.port_bytes >= 2, f"port_bytes must be at least 2, found {self.port_bytes}")
         if not self.norm_lanes:
             object.__setattr__(self, "norm_lanes", max(1, self.in_lanes // 2))

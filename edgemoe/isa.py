@@ -53,7 +53,7 @@ class Wait(enum.IntEnum):
     ALL = 1
     """All earlier descriptors are complete."""
     ROWS = 2
-    """Row t of operand A is read when the descriptor before has written its row t (two slot sets only)."""
+    """Row t of operand A is read when the descriptor before has written its row t (more than one slot set)."""
 
 
 class Mode(enum.IntEnum):

@@ -31,7 +31,7 @@ from edgemoe.isa import DESCRIPTOR_BYTES, Descriptor, Dest, Op, Source, Wait
 from edgemoe.memmap import PARAMETER_BYTES, parameter_block_bytes, rows_bytes
 from edgemoe.numeric import IntArray, ceil_div
 from edgemoe.program import Program
-from edgemoe.units import layernorm, requantise, router
+from edgemoe.units import attention, layernorm, requantise, router
 from edgemoe.units.gelu import Gelu
 from edgemoe.units.matmul import MatmulSpec
 from edgemoe.units.requantise import RequantiseSpec
@@ -611,6 +611,7 @@ class _Run:
         self.stream = _Stream(self.hardware, self.timing.weights)
         self.filled: list[int] = []
         """Cycles from which the blocks of rows are there (in the staircase, the rows)."""
+        self.parameter_sets = 1 << attention.set_bits(self.hardware.slot_sets)
         self.blocks, self.used, self.newest = 0, 0, -1
         """Blocks whose filling has begun; that are needed no more; the newest one that the writer has seen."""
         self.product = self.limit = self.next_limit = 0
@@ -630,7 +631,7 @@ class _Run:
 
     def predict(self) -> Prediction:
         """Run, and sum up."""
-        array = self._array() if self.hardware.slot_sets == 2 else self._staircase()
+        array = self._array() if self.hardware.slot_sets > 1 else self._staircase()
         for process in (
             self._fetch(), self._dispatch(), self._weights(), self._fill(), self._execute(), array, self._norm()
         ):  # fmt: skip
@@ -782,7 +783,7 @@ class _Run:
         """Fill one block, row ``first`` and on of a product; returns the fill words that it took."""
         d, hardware = item.descriptor, self.hardware
         number, self.blocks = self.blocks, self.blocks + 1
-        yield lambda: self.newest >= number - 2
+        yield lambda: number - self.newest <= self.parameter_sets - 2
         yield self.clock.now + 1
         taken = 0
         if d.source != Source.KEYS:
@@ -791,8 +792,8 @@ class _Run:
         if d.source != Source.WEIGHTS:
             yield self.clock.now + self.timing.page
         group = 1 if d.source != Source.WEIGHTS else hardware.fill_rows
-        if hardware.slot_sets == 2:
-            yield lambda: number - self.used < 2
+        if hardware.slot_sets > 1:
+            yield lambda: number - self.used < hardware.slot_sets
             yield from self._rows(d, ceil_div(rows, group) * words)
             self.filled.append(self.clock.now)
         else:
@@ -862,7 +863,7 @@ class _Run:
             for second, (rows, words) in enumerate(item.products):
                 if second:
                     yield self.clock.now + 2
-                    follows = self.before if self.hardware.slot_sets == 2 else None
+                    follows = self.before if self.hardware.slot_sets > 1 else None
                     if follows is None:
                         yield lambda: not self.jobs
                 last = bool(second) and visit == len(item.visits) - 1
@@ -955,7 +956,7 @@ class _Run:
             self.completed += 1
 
     def _array(self) -> Process:
-        """Products with two slot sets, block by block: fill one, use the other."""
+        """Products with two slot sets or more, block by block: fill some, use another."""
         slots = self.hardware.out_lanes
         while True:
             yield lambda: self.products

@@ -182,7 +182,7 @@ def test_routes(run, tmp_path, model, routes, words):
         ("acc_bits = 20", ["acc_bits is 20", "needs 32"]),
         ("lanes = 8", ["lanes", "in_lanes"]),
         ('in_lanes = "8"', ["in_lanes", "'8'"]),
-        ("slot_sets = 3", ["slot_sets", "1 or 2", "3"]),
+        ("slot_sets = 15", ["slot_sets", "1..14", "15"]),
         ('profile = "w4a4"', ["profile", "w8a16", "w4a4"]),
         ("in_lanes = ", ["TOML"]),
         ('base = "micro"', ["base", "nano", "micro"]),

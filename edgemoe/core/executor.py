@@ -158,7 +158,7 @@ class Executor(wiring.Component):
                     m.d.sync += second.eq(1)
                     m.next = "SECOND"
             with m.State("SECOND"):
-                if self.hardware.slot_sets == 2:
+                if self.hardware.slot_sets > 1:
                     m.d.sync += [follow.product.eq(1), follow.index.eq(products - 1)]
                     m.d.comb += give.eq(follow.product)
                 else:

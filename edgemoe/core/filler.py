@@ -25,7 +25,7 @@ from edgemoe.numeric import (
     shift_stage_value,
 )
 from edgemoe.stream import pipeline
-from edgemoe.units.attention import SET_BITS, fill_job_layout
+from edgemoe.units.attention import fill_job_layout, set_bits
 from edgemoe.units.requantise import ChannelParameter
 
 FIFO_DEPTH = 16
@@ -75,7 +75,7 @@ class Filler(wiring.Component):
     parameter_en, parameter_set, parameter_index, parameter : Out
         Up to ``parameters`` channel parameters from slot ``parameter_index`` on; with ``parameter_single`` only the
         first.
-    used_set : In(2)
+    used_set : In(set_bits)
         Newest parameter set that the writer has used.
     norm_parameter : Out(stream)
         Gamma and beta of layer norm, ``parameters`` channels at a time.
@@ -88,6 +88,7 @@ class Filler(wiring.Component):
         self.head_bits = max(1, (hardware.heads - 1).bit_length())
         self.word_bits = max(1, (hardware.token_words - 1).bit_length())
         self.slot_bits = max(1, (hardware.out_lanes - 1).bit_length())
+        self.set_bits = set_bits(hardware.slot_sets)
         b_word = data.ArrayLayout(signed(hardware.b_bits), lanes)
         exponents = data.ArrayLayout(unsigned(4), lanes)
         norm = {
@@ -113,10 +114,10 @@ class Filler(wiring.Component):
                 "fill": Out(stream.Signature(data.StructLayout({"b": data.ArrayLayout(b_word, rows)}))),
                 "parameter_en": Out(1),
                 "parameter_single": Out(1),
-                "parameter_set": Out(SET_BITS),
+                "parameter_set": Out(self.set_bits),
                 "parameter_index": Out(self.slot_bits),
                 "parameter": Out(data.ArrayLayout(ChannelParameter, self.parameters)),
-                "used_set": In(SET_BITS),
+                "used_set": In(self.set_bits),
                 "norm_parameter": Out(stream.Signature(data.StructLayout(norm))),
             }
         )
@@ -130,7 +131,7 @@ class Filler(wiring.Component):
         visit = Signal(8)
         rows, words = Signal(16), Signal(12)  # rows left, words of a row
         block_rows = Signal(range(slots + 1))
-        block_set = Signal(SET_BITS)
+        block_set = Signal(self.set_bits)
         count = Signal(16)  # fill words left of the parameters, of a group of rows, or of a layer norm's
         groups = Signal(self.slot_bits)  # groups of rows left after this one
         index = Signal(self.slot_bits)
@@ -185,7 +186,7 @@ class Filler(wiring.Component):
                     index.eq(0),
                 ]
                 # the writer may still need the sets of its newest block and of the one before
-                with m.If((block_set - self.used_set)[:SET_BITS] != 3):
+                with m.If(~(block_set - self.used_set)[: self.set_bits].all()):
                     m.next = "PARAMETERS"
                     with m.If(command.source == Source.KEYS):
                         m.next = "PAGE"

@@ -28,7 +28,7 @@ from edgemoe.core.interface import product_record
 from edgemoe.core.reader import ROW_FACTOR, SCORE_ONE, TOKEN_TAG
 from edgemoe.isa import Dest
 from edgemoe.numeric import bit_length_value, register, saturate_value, short_product_value
-from edgemoe.units.attention import SET_BITS, ReorderSpec, tag_layout
+from edgemoe.units.attention import ReorderSpec, set_bits, tag_layout
 from edgemoe.units.gelu import Gelu, GeluSpec
 from edgemoe.units.requantise import ChannelParameter, Mode, Requantise, RequantiseSpec
 from edgemoe.units.residual import Residual
@@ -90,7 +90,7 @@ class Writer(wiring.Component):
         1/d of the rows of products in mode ROW_CHANNEL.
     parameter_en, parameter_single, parameter_set, parameter_index, parameter : In
         Writes of channel parameters.
-    used_set : Out(2)
+    used_set : Out(set_bits)
         Newest parameter set in use.
     residual : Out(ReadPort), memory : Out(WritePort)
     residual_next : Out(1)
@@ -114,6 +114,7 @@ class Writer(wiring.Component):
         self.requantise = RequantiseSpec(acc_bits=hardware.acc_bits)
         self.tag = tag_layout(reorder_spec(hardware), TOKEN_TAG)
         self.slot_bits = max(1, (hardware.out_lanes - 1).bit_length())
+        self.set_bits = set_bits(hardware.slot_sets)
         acc = data.ArrayLayout(signed(hardware.acc_bits), hardware.out_lanes)
         exponent = data.StructLayout(
             {"valid": 1, "head": 6, "row": 12, "exponent": 4, "first": 1, "first_row": 1}
@@ -128,10 +129,10 @@ class Writer(wiring.Component):
                 "factor": In(stream.Signature(ROW_FACTOR)),
                 "parameter_en": In(1),
                 "parameter_single": In(1),
-                "parameter_set": In(SET_BITS),
+                "parameter_set": In(self.set_bits),
                 "parameter_index": In(self.slot_bits),
                 "parameter": In(data.ArrayLayout(ChannelParameter, parameters)),
-                "used_set": Out(SET_BITS, init=3),
+                "used_set": Out(self.set_bits, init=-1 % (1 << self.set_bits)),
                 "residual": Out(ReadPort(hardware)),
                 "residual_next": Out(1),
                 "memory": Out(WritePort(hardware, lanes=True)),
@@ -285,7 +286,7 @@ class Writer(wiring.Component):
             data.StructLayout(
                 {
                     "acc": data.ArrayLayout(signed(hardware.acc_bits), lanes),
-                    "set": SET_BITS,
+                    "set": self.set_bits,
                     "slot": self.slot_bits,
                     "factor": ROW_FACTOR,
                     "mode": 2,
@@ -357,7 +358,7 @@ class Writer(wiring.Component):
         row_bits = (rows - 1).bit_length()
         outputs = []
         for bank in range(banks):
-            memory = Memory(shape=64, depth=rows << SET_BITS, init=[])
+            memory = Memory(shape=64, depth=rows << self.set_bits, init=[])
             m.submodules[f"parameters{bank}"] = memory
             write, read = memory.write_port(), memory.read_port(domain="comb")
             first = self.parameter_index[:bank_bits]

@@ -15,10 +15,11 @@ starts at token o and wraps around; in one step results of two blocks leave the 
     slot 3    . . . D D D D H H H H
 
 ``slot_sets = 2`` fills one set of slots while the other computes: no ramp, twice the storage, and a block of
-few tokens is filled at the full rate of the port. Both give the same results.
+few tokens is filled at the full rate of the port. More sets are a prefetch buffer: filling goes on while a block of many
+tokens computes, which blocks of few tokens behind it make up for. All give the same results.
 
     steps = blocks * max(tokens, slots) + slots - 1        slot_sets = 1
-    steps = blocks * tokens                                slot_sets = 2
+    steps = blocks * tokens                                slot_sets >= 2
 
 A step takes as many cycles as a row has words, at least ``interval`` (what follows the array needs so
 long for the results of a step) and, in the staircase, at least 2.
@@ -41,8 +42,15 @@ from edgemoe.stream import pipeline
 
 COUNT_BITS = 12
 ROWS_BITS = 16
-SET_BITS = 2
-"""Blocks are numbered modulo 4 across jobs, to find their parameters."""
+MAX_SETS = 14
+
+
+def set_bits(slot_sets: int) -> int:
+    """Bits of a block's number across jobs, which finds its parameters.
+
+    The parameters of as many blocks as are filled ahead are kept, and of two more: those that the writer uses.
+    """
+    return max(2, (slot_sets + 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class ReorderSpec:
         in_lanes, out_lanes: values per word; number of slots.
         b_bits: width of operand B.
         slot_words: words of the longest row.
-        slot_sets: 1 (staircase) or 2.
+        slot_sets: 1 (staircase), or the blocks that the slots hold at a time.
         fill_rows: rows that arrive together, word by word (1 in the staircase).
         interval: least cycles between the last beats of two steps.
     """
@@ -67,8 +75,8 @@ class ReorderSpec:
     interval: int = 1
 
     def __post_init__(self) -> None:
-        if self.slot_sets not in (1, 2):
-            raise ValueError(f"slot_sets must be 1 or 2, found {self.slot_sets}")
+        if not 1 <= self.slot_sets <= MAX_SETS:
+            raise ValueError(f"slot_sets must be 1..{MAX_SETS}, found {self.slot_sets}")
         if self.slot_sets == 1 and self.fill_rows != 1:
             raise ValueError(f"fill_rows must be 1 with slot_sets = 1, found {self.fill_rows}")
         if self.out_lanes % self.fill_rows:
@@ -79,11 +87,16 @@ class ReorderSpec:
         """Bits of a slot's number."""
         return (self.out_lanes - 1).bit_length()
 
+    @property
+    def set_bits(self) -> int:
+        """Bits of a block's number across jobs."""
+        return set_bits(self.slot_sets)
+
 
 def steps(spec: ReorderSpec, tokens: int, rows: int) -> int:
     """Steps of a product of ``tokens`` rows of A with ``rows`` rows of B."""
     blocks = ceil_div(rows, spec.out_lanes)
-    if spec.slot_sets == 2:
+    if spec.slot_sets > 1:
         return blocks * tokens
     return blocks * max(tokens, spec.out_lanes) + spec.out_lanes - 1
 
@@ -92,12 +105,12 @@ def schedule(spec: ReorderSpec, tokens: int, rows: int) -> Iterator[tuple[int, l
     """Golden order: for every step that has a token, the token and the row of B in each slot."""
     blocks = ceil_div(rows, spec.out_lanes)
     slots = range(spec.out_lanes)
-    period = tokens if spec.slot_sets == 2 else max(tokens, spec.out_lanes)
+    period = tokens if spec.slot_sets > 1 else max(tokens, spec.out_lanes)
     for step in range(steps(spec, tokens, rows)):
         block, token = divmod(step, period)
         if token >= tokens:
             continue
-        held = [block if spec.slot_sets == 2 or slot <= token else block - 1 for slot in slots]
+        held = [block if spec.slot_sets > 1 or slot <= token else block - 1 for slot in slots]
         numbers = [b * spec.out_lanes + slot for slot, b in zip(slots, held, strict=True)]
         yield token, [r if 0 <= b < blocks and r < rows else None for r, b in zip(numbers, held, strict=True)]
 
@@ -105,7 +118,7 @@ def schedule(spec: ReorderSpec, tokens: int, rows: int) -> Iterator[tuple[int, l
 def cycles(spec: ReorderSpec, tokens: int, rows: int, words: int) -> int:
     """Cycles from the first to the last beat of a product whose rows and tokens never wait."""
     step = max(words, spec.interval)
-    if spec.slot_sets == 2:
+    if spec.slot_sets > 1:
         return steps(spec, tokens, rows) * step
     blocks, ramp = ceil_div(rows, spec.out_lanes), spec.out_lanes - 1
     busy = blocks * tokens + min(ramp, tokens)
@@ -116,13 +129,13 @@ def cycles(spec: ReorderSpec, tokens: int, rows: int, words: int) -> int:
 def tag_layout(spec: ReorderSpec, tag) -> data.StructLayout:
     """What travels with a step: slots up to ``boundary`` hold block ``block``, the others the one before.
 
-    ``set`` is the block's number modulo 4 across jobs; ``new`` and ``old`` say whether the two blocks exist in
+    ``set`` is the block's number across jobs (modulo); ``new`` and ``old`` say whether the two blocks exist in
     this job; ``end`` marks the last step of a job; ``token`` is the tag of the operand A stream.
     """
     return data.StructLayout(
         {
             "block": COUNT_BITS,
-            "set": SET_BITS,
+            "set": spec.set_bits,
             "boundary": max(spec.slot_bits, 1),
             "new": 1,
             "old": 1,
@@ -208,8 +221,8 @@ class ReorderUnit(wiring.Component):
         m = Module()
         position = _Position(m, self)
         filling = _Filling(m, self)
-        if self.spec.slot_sets == 2:
-            _two_sets(m, self, position, filling)
+        if self.spec.slot_sets > 1:
+            _many_sets(m, self, position, filling)
         else:
             _staircase(m, self, position, filling)
         self._beats(m, position, filling)
@@ -294,7 +307,7 @@ class _Position:
         self.blocks, self.block = Signal(COUNT_BITS + 1), Signal(COUNT_BITS + 1)
         self.token, self.word = Signal(COUNT_BITS), Signal(COUNT_BITS)
         self.word_last, self.token_last = Signal(), Signal()
-        self.set = Signal(SET_BITS)
+        self.set = Signal(spec.set_bits)
         self.boundary = Signal(max(spec.slot_bits, 1))
         self.new, self.old, self.end = Signal(), Signal(), Signal()
         self.address = Signal(range(spec.slot_sets * spec.slot_words))
@@ -359,18 +372,19 @@ class _Filling:
                 m.d.sync += self.active.eq(0)
 
 
-def _two_sets(m: Module, unit: ReorderUnit, position: _Position, filling: _Filling) -> None:
-    """A set is filled whole, then used for all tokens, then free again."""
+def _many_sets(m: Module, unit: ReorderUnit, position: _Position, filling: _Filling) -> None:
+    """A set is filled whole, then used for all tokens, then free again; the sets take turns."""
     spec = unit.spec
-    full = Signal(range(3))
-    fill_set, use_set = Signal(), Signal()
+    full = Signal(range(spec.slot_sets + 1))
+    fill_base, use_base = (Signal(range(spec.slot_sets * spec.slot_words)) for _ in range(2))
+    last_base = (spec.slot_sets - 1) * spec.slot_words
     block_used = position.advance & position.word_last & position.token_last
     block_last = position.block + 1 == position.blocks
     m.d.comb += [
-        filling.allowed.eq(full != 2),
-        filling.address.eq(Mux(fill_set, spec.slot_words, 0) + filling.word),
+        filling.allowed.eq(full != spec.slot_sets),
+        filling.address.eq(fill_base + filling.word),
         position.rows_ready.eq(full != 0),
-        position.address.eq(Mux(use_set, spec.slot_words, 0) + position.word),
+        position.address.eq(use_base + position.word),
         position.boundary.eq(spec.out_lanes - 1),
         position.new.eq(1),
         position.end.eq(position.token_last & block_last),
@@ -378,14 +392,14 @@ def _two_sets(m: Module, unit: ReorderUnit, position: _Position, filling: _Filli
     ]
     m.d.sync += full.eq(full + filling.block_done - block_used)
     with m.If(filling.block_done):
-        m.d.sync += fill_set.eq(~fill_set)
+        m.d.sync += fill_base.eq(Mux(fill_base == last_base, 0, fill_base + spec.slot_words))
     with m.If(position.advance):
         m.d.sync += position.word.eq(Mux(position.word_last, 0, position.word + 1))
         with m.If(position.word_last):
             m.d.sync += position.token.eq(Mux(position.token_last, 0, position.token + 1))
     with m.If(block_used):
         m.d.sync += [
-            use_set.eq(~use_set),
+            use_base.eq(Mux(use_base == last_base, 0, use_base + spec.slot_words)),
             position.set.eq(position.set + 1),
             position.block.eq(position.block + 1),
         ]

@@ -27,6 +27,7 @@ CONFIGURATIONS = {
     "16 lanes": hardware(in_lanes=16, out_lanes=2, port_bytes=16, post_lanes=1),
     "16 bits": hardware(in_lanes=8, out_lanes=2, port_bytes=2, profile="w16a16"),
     "one slot": hardware(in_lanes=8, out_lanes=1, port_bytes=8, slot_sets=1),
+    "many sets": hardware(in_lanes=8, out_lanes=4, port_bytes=16, slot_sets=5),
 }
 """Lanes, slots, ports and profiles that between them use every branch of the generators."""
 

@@ -40,7 +40,7 @@ def stimulus(spec: ReorderSpec, jobs, seed=0, single=()):
 
 def check(spec: ReorderSpec, jobs, rows_of, beats):
     """Every beat carries the token, word and rows that the golden schedule says."""
-    position, blocks_before = 0, 0
+    position, blocks_before, sets = 0, 0, 1 << spec.set_bits
     for number, (tokens, rows, words) in enumerate(jobs):
         order = list(schedule(spec, tokens, rows))
         for at, (token, held) in enumerate(order):
@@ -60,8 +60,8 @@ def check(spec: ReorderSpec, jobs, rows_of, beats):
                 block = tag["block"] - (0 if newest else 1)
                 if row is not None:
                     assert exists and block * spec.out_lanes + slot == row
-                    wanted = (blocks_before + block) % 4
-                    assert (tag["set"] - (0 if newest else 1)) % 4 == wanted
+                    wanted = (blocks_before + block) % sets
+                    assert (tag["set"] - (0 if newest else 1)) % sets == wanted
                 elif exists:
                     assert block * spec.out_lanes + slot >= rows
             assert tag["token"] == number * 16 + token
@@ -82,6 +82,9 @@ def check(spec: ReorderSpec, jobs, rows_of, beats):
         (8, 1, 1, 2),
         (2, 1, 1, 1),
         (8, 2, 4, 1),
+        (4, 3, 2, 1),
+        (2, 6, 1, 2),
+        (1, 14, 1, 1),
     ],
 )
 def test_beats_follow_the_schedule(slots, sets, fill_rows, interval, stall):
@@ -91,7 +94,7 @@ def test_beats_follow_the_schedule(slots, sets, fill_rows, interval, stall):
     check(spec, JOBS, rows_of, result.values["o"])
 
 
-@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("sets", [1, 2, 5])
 @pytest.mark.parametrize("slots", [1, 2, 4, 8, 16])
 def test_steps_and_bandwidth(slots, sets):
     """Steps are the formula; one word of A per beat and one row of B per step, for any number of slots."""
@@ -122,8 +125,8 @@ def test_steps_and_bandwidth(slots, sets):
 
 
 def test_refuses_what_it_cannot_hold():
-    with pytest.raises(ValueError, match="slot_sets must be 1 or 2, found 3"):
-        spec_for(4, 3)
+    with pytest.raises(ValueError, match=r"slot_sets must be 1\.\.14, found 15"):
+        spec_for(4, 15)
     with pytest.raises(ValueError, match="fill_rows must be 1 with slot_sets = 1, found 2"):
         spec_for(4, 1, 2)
     with pytest.raises(ValueError, match="fill_rows 8 must divide out_lanes 4"):
