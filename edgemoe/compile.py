@@ -17,7 +17,7 @@ writes what an earlier one has yet to read. What remains, and the `wait` (ALL, R
 | reader | of | written by | covered by |
 |---|---|---|---|
 | LOAD | x (overwritten) | the image before | ALL |
-| embed | image, x | IMAGE, LOAD | ALL |
+| embed | image, x | IMAGE, LOAD | ALL (`after` of its weights is no hazard: it leaves the port to the image) |
 | NORM | x | embed, unrouted EXPERTS, proj | ROWS |
 | NORM | x | routed EXPERTS (rows in another order) | ALL |
 | q after that NORM | (overwrites hidden or image, whose rows may still be read) | | in order, if rows of q are not longer; else NORM has ALL |
@@ -260,7 +260,8 @@ class _Compiler:
         weights[:, positions] = np.reshape(linear.weight, (c.dim, -1))
         self.product(
             "embed", self.pack("embed", weights, self.parameters(linear, "embed")), self.tensor("embed"),
-            wait=Wait.ALL, count=self.tokens - 1, words=words, rows=c.dim,
+            # filled ahead of the image, the slots would only delay it: both come through one port
+            wait=Wait.ALL, after=1, count=self.tokens - 1, words=words, rows=c.dim,
             a_base=self.base(Page.NORM), a_stride=words,
             d_base=self.base(Page.X) + self.token_words, d_stride=self.token_words, dest=Dest.RESIDUAL,
         )  # fmt: skip

@@ -423,9 +423,10 @@ NAMED: dict[str, HardwareConfig] = {
         ),
         _m3vit("m3vit-64", 8, 8, 32),
         _m3vit("m3vit-128", 16, 8, 32),
-        _m3vit("m3vit-256", 16, 16, 32),
-        _m3vit("m3vit-512", 32, 16, 64),
-        _m3vit("m3vit-1024", 32, 32, 128),
+        # experts with few tokens are bound by their weights from here on: slots for many blocks ahead
+        _m3vit("m3vit-256", 16, 16, 32, slot_sets=14),
+        _m3vit("m3vit-512", 32, 16, 64, slot_sets=14),
+        _m3vit("m3vit-1024", 32, 32, 128, slot_sets=14),
         _m3vit("ulx3s-85f", 16, 8, 16, norm_lanes=4, memory_bytes=1 << 25),
         HardwareConfig(
             name="ulx3s-25f", in_lanes=8, out_lanes=2, port_bytes=8, tokens=37, dim=48, row=96, hidden=96,
