@@ -9,8 +9,9 @@ import pytest
 
 from edgemoe import perf
 from edgemoe.compile import compile_model
-from edgemoe.config import NAMED, ModelConfig
+from edgemoe.config import NAMED, ModelConfig, fit
 from edgemoe.errors import BadInput
+from edgemoe.golden import Golden
 from edgemoe.isa import DESCRIPTOR_BYTES, Op, Source
 from edgemoe.program import Program
 from edgemoe.quantize import QuantizedModel
@@ -86,6 +87,40 @@ def to_experts(model: QuantizedModel, experts: tuple[int, ...]) -> QuantizedMode
     return replace(model, blocks=tuple(blocks))
 
 
+def less_likely(model: QuantizedModel, by_block: dict[int, np.ndarray]) -> QuantizedModel:
+    """The model with lower biases of its gates."""
+    blocks = list(model.blocks)
+    for number, less in by_block.items():
+        gates = tuple(replace(g, bias=g.bias - less) for g in blocks[number].gates)
+        blocks[number] = replace(blocks[number], gates=gates)
+    return replace(model, blocks=tuple(blocks))
+
+
+def skewed(model: QuantizedModel) -> QuantizedModel:
+    """The model with gates that prefer experts of low numbers."""
+    c = model.config
+    return less_likely(model, dict.fromkeys(c.moe_blocks, np.arange(c.experts) << 28))
+
+
+def balanced(model: QuantizedModel, image: np.ndarray) -> QuantizedModel:
+    """The model with biases, found step by step, that send about as many tokens of ``image`` to every expert."""
+    step = 1 << 28
+    for _ in range(16):
+        counts = tokens_by_expert(model, image)
+        model = less_likely(
+            model, {b: np.rint((n / n.mean() - 1) * step).astype(np.int64) for b, n in counts.items()}
+        )
+        step = step * 7 // 8
+    return model
+
+
+def tokens_by_expert(model: QuantizedModel, image: np.ndarray) -> dict[int, np.ndarray]:
+    """How many tokens visit each expert of every mixture block, by the golden machine."""
+    c = model.config
+    found = Golden(compile_model(model, NAMED["nano"], pixel_bytes=1)).run(image, trace=True)
+    return {b: np.bincount(found[f"l{b}_topk"].ravel(), minlength=c.experts) for b in c.moe_blocks}
+
+
 HARDWARE = {
     "two sets": hardware(in_lanes=8, out_lanes=4, port_bytes=8),
     "staircase": hardware(in_lanes=8, out_lanes=4, port_bytes=4, slot_sets=1),
@@ -128,21 +163,39 @@ DENSE = ModelConfig(
 )
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param(random_model(MIXTURES), id="free"),
-        pytest.param(to_experts(random_model(MIXTURES), (3, 1, 7)), id="one"),
-        pytest.param(random_model(DENSE), id="dense"),
-    ],
-)
-def test_simulation_of_many_models(model):
-    """On the named hardware ``nano``, with a fast and with a slow memory."""
-    program = compile_model(model, NAMED["nano"], pixel_bytes=1)
+ROUTINGS = {
+    "free": lambda: random_model(MIXTURES),
+    "balanced": lambda: balanced(random_model(MIXTURES), random_image(MIXTURES)),
+    "skewed": lambda: skewed(random_model(MIXTURES)),
+    "one": lambda: to_experts(random_model(MIXTURES), (3, 1, 7)),
+    "dense": lambda: random_model(DENSE),
+}
+"""What tokens do: go where random gates send them, to all experts alike, mostly to a few, all to the same three."""
+SPREAD = {"balanced": (1, 1.25), "skewed": (3, 3.9), "one": (4, 4)}
+"""Tokens of the most used expert: from and to, in means."""
+BUILT = {
+    "nano": NAMED["nano"],
+    "wide": fit(hardware(MIXTURES, in_lanes=16, out_lanes=8, port_bytes=32, hidden=80, slot_sets=6), DENSE),
+}
+"""64 and 128 multipliers, ports of 8 and 32 bytes."""
+
+
+@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("kind", ROUTINGS)
+def test_simulation_of_many_models(kind, name):
+    """With a fast and with a slow memory."""
+    model, hw = ROUTINGS[kind](), BUILT[name]
+    program = compile_model(model, hw, pixel_bytes=1)
     for memory in (MemoryModel(), MemoryModel(bandwidth=256, latency=60)):
         (result,) = run(program, [random_image(model.config)], options=Options(), memory=memory)
         found = compare(program, result, memory)
         assert found.cycles == pytest.approx(result.counters["cycles"], rel=1e-3)
+        if kind in SPREAD:
+            for chosen in routes(program, result)[0].values():
+                counts = (
+                    np.bincount(chosen.ravel(), minlength=MIXTURES.experts) / chosen.size * MIXTURES.experts
+                )
+                assert SPREAD[kind][0] <= counts.max() <= SPREAD[kind][1], counts
 
 
 # -- by itself ------------------------------------------------------------------------------------
