@@ -21,6 +21,7 @@ from edgemoe.quantize import Block, Linear, Norm, QuantizedModel, quantize
 ROOT = Path(__file__).parents[1]
 WEIGHTS = Path(os.environ.get("EDGEMOE_M3VIT", ROOT.parent / "shared" / "m3vit"))
 BUILD = ROOT / "build" / "bench"
+RELEASED = "released image"
 KINDS = ("balanced", "skewed", "one")
 BASE = "m3vit-256"
 """The hardware of every table that has only one."""
@@ -73,7 +74,7 @@ def load(weights: Path = WEIGHTS) -> Workload:
     routes: dict[str, perf.Routes] = {}
     for task, name in enumerate(c.tasks):
         tensors = machine.run(image, task)
-        routes[f"released image, {name}"] = {k: v for k, v in tensors.items() if k.endswith("_topk")}
+        routes[f"{RELEASED}, {name}"] = {k: v for k, v in tensors.items() if k.endswith("_topk")}
     return Workload(
         quantised, image, routes | {kind: perf.routing(kind, c) for kind in KINDS}, machine
     )  # fmt: skip

@@ -38,13 +38,12 @@ def test_all_numbers_of_lanes_keep_what_must_hold(work):
     rows = []
     for name in lanes.HARDWARE:
         program = work.program(name)
-        for kind in ("balanced", "skewed") if name == "m3vit-1024" else ("balanced",):
+        for kind in ("balanced", "skewed"):
             found = perf.predict(program, work.routes[kind])
             rows.append((program.hardware.macs, kind, found))
     for macs, kind, found in rows:
         assert found.external_bytes <= 1.002 * published.MUST_BYTES["any"]
-        if (macs, kind) != (1024, "skewed"):
-            assert found.mac_utilisation >= published.MUST[macs], (macs, kind)
+        assert found.mac_utilisation >= published.MUST[macs], (macs, kind)
         if macs == 256:
             assert found.cycles <= published.MUST_CYCLES
 

@@ -125,7 +125,6 @@ HARDWARE = {
     "two sets": hardware(in_lanes=8, out_lanes=4, port_bytes=8),
     "staircase": hardware(in_lanes=8, out_lanes=4, port_bytes=4, slot_sets=1),
     "wide port": hardware(in_lanes=8, out_lanes=4, port_bytes=32, norm_lanes=2),
-    "many sets": hardware(in_lanes=8, out_lanes=4, port_bytes=16, slot_sets=5),
     "16 bits": hardware(in_lanes=8, out_lanes=2, port_bytes=2, profile="w16a16"),
 }
 MEMORIES = {
