@@ -43,15 +43,15 @@ HARNESS = "synth_"
 """Beginning of the names of the harness's registers; no unit has such names."""
 FOLD = 4
 """Bits that one lookup table of the harness folds."""
-SCRIPT = (
-    "read_rtlil top.il; hierarchy -top top; flatten; opt_clean; memory_nordff; "
-    "synth_ecp5 -top top -no-rw-check -json top.json"
-)
+PREPARE = "hierarchy -top {top}; flatten; opt_clean; memory_nordff; rename -enumerate -pattern read_register_% w:*rdreg*"
+MAP = PREPARE + "; synth_ecp5 -top {top} -no-rw-check"
 """Of yosys. `synth_ecp5` flattens too, but ABC9 of yosys 0.70 then fails on `weigher`; of 0.66 to 0.69 it does not.
 
 A read port that is registered already gets logic around its block RAM that a read sees the old word where it meets a
 write, whatever -no-rw-check says: that option is of the pass that finds the registers. So they are taken out
-first (memory_nordff). Nothing depends on such a read (tests/core/test_collisions.py)."""
+first (memory_nordff). Nothing depends on such a read (tests/core/test_collisions.py). Their wires get other names, since
+yosys 0.70 gives the old ones a second time where it takes a register out of a distributed memory, and stops."""
+SCRIPT = f"read_rtlil top.il; {MAP.format(top='top')} -json top.json"
 
 
 # -- units --------------------------------------------------------------------------------------
