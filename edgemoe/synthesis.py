@@ -190,13 +190,71 @@ class Harness(wiring.Component):
 
 
 @dataclass(frozen=True)
-class Target:
-    """A device and how the tools are told about it."""
+class Family:
+    """How yosys maps to a family of devices, and which cells its netlists have.
 
-    platform: str
+    Attributes:
+        script: of yosys, behind ``flatten``.
+        cells: by resource; how many of it a cell takes, by a pattern of its name. The first pattern counts.
+        table, output: pattern of the lookup tables, and the port that they drive.
+        data: input ports of registers.
+    """
+
+    script: str
+    cells: dict[str, dict[str, int]]
+    table: str
+    output: str
+    data: tuple[str, ...] = ("D",)
+
+
+FAMILIES = {
+    "ecp5": Family(
+        MAP.format(top="top"),
+        # As place and route counts them: a carry cell is two tables, 16 x 4 bits of distributed memory are four.
+        {
+            "lut": {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4},
+            "ff": {"TRELLIS_FF": 1},
+            "dsp": {"MULT18X18D": 1},
+            "bram": {"DP16KD": 1},
+        },
+        "LUT4",
+        "Z",
+        ("DI", "M"),
+    ),
+    "ice40": Family(
+        f"{PREPARE.format(top='top')}; synth_ice40 -top top -device u",
+        {
+            "lut": {"SB_LUT4": 1},
+            "ff": {r"SB_DFF\w*": 1},
+            "dsp": {"SB_MAC16": 1},
+            "bram": {r"SB_RAM40_4K\w*": 1},
+        },
+        "SB_LUT4",
+        "O",
+    ),
+    "xcup": Family(
+        f"{PREPARE.format(top='top')}; synth_xilinx -top top -family xcup -flatten -noiopad",
+        {
+            "lut": {r"LUT\d": 1, r"RAM32M\w*": 4, r"RAM64M\w*": 4, r"RAM\w*X1D": 2, r"SRL\w*": 1},
+            "ff": {r"FD\wE": 1},
+            "dsp": {"DSP48E2": 1},
+            "bram": {"RAMB18E2": 1, "RAMB36E2": 2},
+        },
+        r"LUT\d",
+        "O",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device and how the tools are told about it; without ``place`` it is not placed and routed."""
+
+    platform: str | None
     """What the gateware is elaborated for (`edgemoe.units.matmul.multiply`)."""
     place: tuple[str, ...]
     capacity: dict[str, int]
+    family: str = "ecp5"
 
 
 def _ecp5(size: str, **capacity: int) -> Target:
@@ -207,8 +265,10 @@ TARGETS = {
     "ecp5-85k": _ecp5("85k", lut=83640, ff=83640, dsp=156, bram=208),
     "ecp5-25k": _ecp5("25k", lut=24288, ff=24288, dsp=28, bram=56),
     "ecp5-12k": _ecp5("12k", lut=24288, ff=24288, dsp=28, bram=56),
+    "ice40up5k": Target(None, (), dict(lut=5280, ff=5280, dsp=8, bram=30), "ice40"),
+    "xcup": Target(None, (), dict(lut=230400, ff=460800, dsp=1728, bram=624), "xcup"),
 }
-"""The LFE5U-12F is the die of the 25F; the open tools use all of it."""
+"""The LFE5U-12F is the die of the 25F; the open tools use all of it. ``xcup`` has the numbers of a ZU7EV (ZCU106)."""
 
 
 def find(variable: str, name: str) -> str:
@@ -258,11 +318,9 @@ class Netlist:
     harness: dict[str, int]
 
 
-def read_netlist(values: dict[str, Any]) -> Netlist:
-    """Count the cells of a netlist (JSON of yosys).
-
-    A carry cell takes two lookup tables and a distributed memory of 16 x 4 bits takes four, as place and route counts them.
-    """
+def read_netlist(values: dict[str, Any], family: Family | None = None) -> Netlist:
+    """Count the cells of a netlist (JSON of yosys) for a family of devices, ECP5 if none is given."""
+    family = family or FAMILIES["ecp5"]
     module = next(m for m in values["modules"].values() if int(m.get("attributes", {}).get("top", "0"), 2))
     own = {
         bit: name.split("[")[0].lstrip("\\")
@@ -270,25 +328,26 @@ def read_netlist(values: dict[str, Any]) -> Netlist:
         if name.lstrip("\\").startswith(HARNESS)
         for bit in net["bits"]
     }
-    kinds: dict[str, int] = {}
+    resources = dict.fromkeys(("lut", "ff", "dsp", "bram"), 0)
     folds, registers = set(), 0
     for cell in module["cells"].values():
-        kinds[cell["type"]] = kinds.get(cell["type"], 0) + 1
-        if cell["type"] == "TRELLIS_FF":
+        for resource, kinds in family.cells.items():
+            resources[resource] += next(
+                (n for kind, n in kinds.items() if re.fullmatch(kind, cell["type"])), 0
+            )
+        if any(re.fullmatch(kind, cell["type"]) for kind in family.cells["ff"]):
             name = own.get(cell["connections"]["Q"][0])
             registers += name is not None
             if name is not None and name.startswith(f"{HARNESS}fold"):
-                folds.add((cell["connections"].get("DI") or cell["connections"].get("M") or [None])[0])
+                data = (cell["connections"].get(port) for port in family.data)
+                folds.add(next((bits[0] for bits in data if bits), None))
     tables = sum(
-        cell["type"] == "LUT4" and cell["connections"]["Z"][0] in folds for cell in module["cells"].values()
+        re.fullmatch(family.table, cell["type"]) is not None
+        and cell["connections"][family.output][0] in folds
+        for cell in module["cells"].values()
     )
-    lut = kinds.get("LUT4", 0) + 2 * kinds.get("CCU2C", 0) + 4 * kinds.get("TRELLIS_DPR16X4", 0)
-    resources = {
-        "lut": lut - tables,
-        "ff": kinds.get("TRELLIS_FF", 0) - registers,
-        "dsp": kinds.get("MULT18X18D", 0),
-        "bram": kinds.get("DP16KD", 0),
-    }
+    resources["lut"] -= tables
+    resources["ff"] -= registers
     return Netlist(resources, {"lut": tables, "ff": registers})
 
 
@@ -359,6 +418,8 @@ def synthesise(
     if not 1 <= target_mhz <= 1000:
         raise BadInput(f"--target-mhz must be 1..1000, found {target_mhz:g}")
     device = TARGETS[target]
+    family = FAMILIES[device.family]
+    route = route and bool(device.place)
     make = maker(unit)
     yosys = find("YOSYS", "yosys")
     nextpnr = find("NEXTPNR_ECP5", "nextpnr-ecp5") if route else ""
@@ -369,8 +430,9 @@ def synthesise(
         tick(f"{name}: elaborating for {target}", None)
         elaborate(make(hardware), folder / "top.il", device.platform)
         tick(f"{name}: synthesis", None)
-        log = run([yosys, "-p", SCRIPT], folder, "yosys.log")
-        netlist = read_netlist(json.loads((folder / "top.json").read_text()))
+        script = f"read_rtlil top.il; {family.script} -json top.json"
+        log = run([yosys, "-p", script], folder, "yosys.log")
+        netlist = read_netlist(json.loads((folder / "top.json").read_text()), family)
         resources = netlist.resources
         total = {k: v + netlist.harness.get(k, 0) for k, v in resources.items()}
         excess = [k for k, have in device.capacity.items() if total[k] > have]
@@ -407,7 +469,7 @@ def synthesise(
     return values
 
 
-def elaborate(top: wiring.Component, path: Path, platform: str) -> None:
+def elaborate(top: wiring.Component, path: Path, platform: str | None) -> None:
     """Write the RTLIL of ``top`` in its harness."""
     from amaranth.back import rtlil
 

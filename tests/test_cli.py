@@ -171,6 +171,21 @@ def test_doctor(tmp_path, capsys):
     assert "edgemoe[" in "".join(t["remedy"] or "" for t in values["tools"]) + "edgemoe["
 
 
+def test_doctor_names_what_boards_need(tmp_path, monkeypatch, capsys):
+    """Tools of the flow are looked for as `edgemoe build` does, and every missing one has its command."""
+    native = tmp_path / "nextpnr-ecp5"
+    native.write_text("#!/bin/sh\necho nextpnr-ecp5 version 0.7.1\n")
+    native.chmod(0o755)
+    monkeypatch.setenv("YOSYS", "no-such-program")
+    monkeypatch.setenv("NEXTPNR_ECP5", str(native))
+    assert main(["doctor", "--json", str(tmp_path / "d.json")]) == 0
+    tools = {tool["name"]: tool for tool in report(tmp_path / "d.json")["tools"]}
+    assert tools["yosys"]["version"] is None and tools["yosys"]["remedy"] == "pip install 'edgemoe[flow]'"
+    assert tools["nextpnr-ecp5"]["version"] == "0.7.1"
+    assert {"ecppack", "amaranth-boards", "pyserial", "openfpgaloader", "libusb, libftdi1"} <= set(tools)
+    assert all(tool["remedy"] for tool in tools.values() if tool["version"] is None)
+
+
 def test_interrupt_is_no_traceback(monkeypatch, capsys):
     from edgemoe.cli import verbs
 

@@ -94,6 +94,41 @@ def test_the_netlist_is_counted_without_the_harness():
     assert found.harness == {"lut": 1, "ff": 5}
 
 
+@pytest.mark.parametrize(("family", "cells", "expected"), [
+    (
+        "ice40",
+        {"t": ("SB_LUT4", "O", 7), "u": ("SB_LUT4", "O", 9), "m": ("SB_MAC16", "O", 10), "r": ("SB_RAM40_4KNR", "O", 11),
+         "x": ("SB_DFFER", "Q", 4), "y": ("SB_DFF", "Q", 8)},
+        {"lut": 1, "ff": 1, "dsp": 1, "bram": 1},
+    ),
+    (
+        "xcup",
+        {"t": ("LUT6", "O", 7), "u": ("LUT2", "O", 9), "s": ("SRL16E", "Q", 12), "m": ("DSP48E2", "P", 10),
+         "r": ("RAMB36E2", "O", 11), "q": ("RAMB18E2", "O", 13), "x": ("FDRE", "Q", 4), "y": ("FDSE", "Q", 8)},
+        {"lut": 2, "ff": 1, "dsp": 1, "bram": 3},
+    ),
+])  # fmt: skip
+def test_netlists_of_other_families_are_counted_without_the_harness(family, cells, expected):
+    """``y`` and the table ``t`` before it are of the harness."""
+    module = {
+        "attributes": {"top": "1"},
+        "netnames": {"synth_fold1": {"bits": [8]}, "unit.x": {"bits": [4]}},
+        "cells": {
+            name: {"type": kind, "connections": {port: [bit], "D": [7 if name == "y" else 9]}}
+            for name, (kind, port, bit) in cells.items()
+        },
+    }
+    found = synthesis.read_netlist({"modules": {"top": module}}, synthesis.FAMILIES[family])
+    assert found.resources == expected and found.harness == {"lut": 1, "ff": 1}
+
+
+def test_targets_without_a_place_and_route_have_area_alone(tools, tmp_path):
+    argv = ["synth", "--hardware", "nano", "--unit", "gelu", "--target", "ice40up5k"]
+    assert main([*argv, "--json", str(tmp_path / "s.json")]) == 0
+    values = json.loads((tmp_path / "s.json").read_text())
+    assert values["fmax_mhz"] is None and values["met"] is None and values["capacity"]["lut"] == 5280
+
+
 def test_the_report_of_place_and_route():
     found = synthesis.read_report(REPORT)
     assert found.fmax_mhz == 91.24

@@ -214,8 +214,8 @@ def _synth(p: Parser) -> None:
         "--unit", metavar="NAME", help="one unit alone, such as gelu or array (default: the accelerator)"
     )
     p.add_argument(
-        "--target", choices=["ecp5-85k", "ecp5-25k", "ecp5-12k"], default="ecp5-85k", metavar="T",
-        help="ecp5-85k, ecp5-25k or ecp5-12k (default ecp5-85k)",
+        "--target", choices=["ecp5-85k", "ecp5-25k", "ecp5-12k", "ice40up5k", "xcup"], default="ecp5-85k", metavar="T",
+        help="ecp5-85k, ecp5-25k, ecp5-12k, or, synthesis only, ice40up5k or xcup (default ecp5-85k)",
     )  # fmt: skip
     p.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of place and route (default 1)")
     p.add_argument(

@@ -131,7 +131,9 @@ def perf(found: Prediction) -> Table:
 def resources(values: dict[str, Any]) -> Table:
     """What a design takes of its device."""
     area = show.table("", ">used", ">there", ">share")
-    names = {"lut": "LUT4", "ff": "flip-flops", "dsp": "MULT18X18D", "bram": "DP16KD (18 Kb)"}
+    kinds = {"ice40up5k": ("SB_MAC16", "SB_RAM40_4K (4 Kb)"), "xcup": ("DSP48E2", "RAMB18E2 (18 Kb)")}
+    dsp, bram = kinds.get(values["target"], ("MULT18X18D", "DP16KD (18 Kb)"))
+    names = {"lut": "lookup tables", "ff": "flip-flops", "dsp": dsp, "bram": bram}
     for key, name in names.items():
         used, there = values["resources"][key], values["capacity"][key]
         area.add_row(name, show.count(used), show.count(there), show.percent(used / there))

@@ -17,6 +17,7 @@ from amaranth.lib import wiring
 
 from edgemoe import output
 from edgemoe.errors import EdgemoeError, ToolMissing
+from edgemoe.synthesis import MAP
 from edgemoe.verilog import collector_paused
 
 OWN = "ecp5_cells.v"
@@ -24,10 +25,7 @@ LIBRARY = ("common_sim.vh", "ccu2c_sim.vh")
 """Files of yosys with the models of the other cells, below share/lattice."""
 CELLS = ("LUT2", "LUT4", "PFUMX", "L6MUX21", "CCU2C", "TRELLIS_FF", "TRELLIS_DPR16X4", "INV", "VLO", "VHI")
 """What is taken from there; Icarus rejects some of the others."""
-SCRIPT = (
-    "read_rtlil top.il; hierarchy -top {top}; flatten; opt_clean; synth_ecp5 -top {top} -no-rw-check {options}; "
-    "clean -purge; write_verilog -noattr top.v"
-)
+SCRIPT = f"read_rtlil top.il; {MAP} {{options}}; clean -purge; write_verilog -noattr top.v"
 
 
 def share(yosys: str) -> Path:

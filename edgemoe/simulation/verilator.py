@@ -98,7 +98,7 @@ def build(verilog: Path, hardware: HardwareConfig, directory: Path, options: Opt
         (work / "constants.h").write_bytes(constants)
         (work / "accelerator.v").write_bytes(text)
         progress("compiling the Verilog")
-        _run(tool, [*flags, "--Mdir", str(work / "obj"), "accelerator.v", "harness.cpp"], work)
+        run_verilator(tool, [*flags, "--Mdir", str(work / "obj"), "accelerator.v", "harness.cpp"], work)
         out = work / "out"
         out.mkdir()
         shutil.copy2(work / "obj" / EXECUTABLE, out / EXECUTABLE)
@@ -168,7 +168,8 @@ def _flags(options: Options) -> list[str]:
     return flags
 
 
-def _run(tool: tools.Verilator, arguments: list[str], directory: Path) -> None:
+def run_verilator(tool: tools.Verilator, arguments: list[str], directory: Path) -> None:
+    """Run Verilator in ``directory``; raises `BuildFailed` with its first error."""
     answer = subprocess.run(
         [*tool.command, *arguments], cwd=directory, env=tool.environ(), text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
