@@ -20,8 +20,11 @@ from edgemoe.manifest import manifest, sha256
 TOP = "accelerator"
 FILE = f"{TOP}.v"
 
-SOURCES = ("config.py", "core", "interpolation.py", "isa.py", "numeric.py", "stream.py", "units")
-"""What of this package the accelerator's Verilog depends on."""
+SOURCES = (
+    "config.py", "core", "errors.py", "gearbox.py", "interpolation.py", "isa.py", "numeric.py", "stream.py", "units",
+    "verilog.py",
+)  # fmt: skip
+"""What of this package the accelerator's Verilog depends on: every module that its top imports, and this one."""
 
 
 def accelerator(hardware: HardwareConfig) -> Component:

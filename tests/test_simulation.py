@@ -2,7 +2,9 @@
 
 import shutil
 import subprocess
+import sys
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -364,3 +366,16 @@ def test_fingerprint_follows_hardware():
 def test_every_source_of_the_fingerprint_exists():
     root = resources.files("edgemoe")
     assert all(root.joinpath(name).is_file() or root.joinpath(name).is_dir() for name in verilog.SOURCES)
+
+
+def test_fingerprint_covers_every_module_of_the_accelerator():
+    """In a process of its own: what an import of the top brings in, and nothing that another test brought."""
+    program = (
+        "import sys, edgemoe.core.accelerator\n"
+        "print(*(m.__file__ for name, m in sys.modules.items() if name.startswith('edgemoe.')), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    root = Path(str(resources.files("edgemoe")))
+    parts = [Path(line).relative_to(root).parts for line in done.stdout.splitlines()]
+    assert len(parts) > 20
+    assert {names[0] for names in parts} <= set(verilog.SOURCES)
