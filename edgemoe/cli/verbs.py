@@ -391,10 +391,8 @@ def synth(arguments: Namespace) -> int:
     write_report(arguments, values)
     name = f"{arguments.unit or 'the accelerator'} of {hardware.name}"
     if not values["fits"]:
-        over = [k for k, have in values["capacity"].items() if values["resources"][k] > have]
-        found = ", ".join(f"{values['resources'][k]} of {values['capacity'][k]} {k}" for k in over)
         raise DoesNotFit(
-            f"{name} needs {found or 'more than there is'} on {arguments.target}, so it was not placed and "
+            f"{name} needs {_too_much(values) or 'more than there is'} on {arguments.target}, so it was not placed and "
             "routed; use hardware with fewer lanes or smaller capacities"
         )
     if values["met"] is False:
@@ -432,13 +430,10 @@ def build(arguments: Namespace) -> int:
     write_report(arguments, values)
     name = f"{values['hardware']} on {values['board']}"
     if not values["fits"]:
-        over = [k for k, have in values["capacity"].items() if values["resources"][k] > have]
-        found = ", ".join(f"{values['resources'][k]} of {values['capacity'][k]} {k}" for k in over)
+        found = _too_much(values)
+        reason = f"it needs {found}" if found else values["reason"]
         raise DoesNotFit(
-            f"{name} has no bitstream: it needs {found}"
-            if found
-            else f"{name} has no bitstream: {values['reason']}"
-            "; use --hardware with fewer lanes or smaller capacities"
+            f"{name} has no bitstream: {reason}; use --hardware with fewer lanes or smaller capacities"
         )
     if not values["met"]:
         raise DoesNotFit(
@@ -447,6 +442,15 @@ def build(arguments: Namespace) -> int:
             "but may not work: lower --target-mhz, or try more --seeds"
         )
     return 0
+
+
+def _too_much(values: dict) -> str:
+    """What a report's design needs more of than its device has, as "25000 of 24288 lut"; empty if that is nothing."""
+    return ", ".join(
+        f"{values['resources'][name]} of {have} {name}"
+        for name, have in values["capacity"].items()
+        if values["resources"][name] > have
+    )
 
 
 # -- boards -------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ Array = NDArray[Any]
 Tick = Callable[[str, float | None], None]
 """Told what is being done, and which part of it is done (None: unknown)."""
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16
 """Bytes of the memory image that are compared by checksum, and sent only if they differ."""
 BATCH = 16
 """Images of one start."""

@@ -6,9 +6,6 @@ the computer is.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -21,19 +18,12 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from edgemoe.errors import DeviceError
-from edgemoe.simulation import tools
+from edgemoe.simulation.executable import Options, executable
 from edgemoe.simulation.sdram import MODEL, model_parameters, model_source
-from edgemoe.simulation.verilator import EXECUTABLE, run_verilator
 from edgemoe.targets.top import BoardSpec, Top
 from edgemoe.verilog import convert
 
 TOP = "board"
-FLAGS = (
-    "--cc", "--exe", "--build", "-j", "2", "-O3", "--output-split", "20000", "--output-split-cfuncs", "2000",
-    "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal", "-Wno-lint", "-Wno-style",
-    "--top-module", TOP, "--prefix", "Vboard", "-o", EXECUTABLE, "-MAKEFLAGS", "OPT_FAST=-O1", "-MAKEFLAGS", "OPT_SLOW=-O0",
-    "-MAKEFLAGS", "OPT_GLOBAL=-O1",
-)  # fmt: skip
 PICOSECONDS = 1_000_000_000_000
 STATE = struct.Struct("<QII")
 
@@ -91,34 +81,16 @@ def build(spec: BoardSpec, directory: Path) -> Path:
         ToolMissing: Verilator or a helper is not installed.
         BuildFailed: the Verilog does not compile.
     """
-    text = convert(BoardSystem(spec), TOP) + model_source()
-    harness = resources.files("edgemoe.simulation").joinpath("board.cpp").read_text()
+    sources = {
+        "board.v": convert(BoardSystem(spec), TOP) + model_source(),
+        "board.cpp": resources.files("edgemoe.simulation").joinpath("board.cpp").read_text(),
+    }
     numbers = {
         "CORE_PS": round(PICOSECONDS / 2 / spec.core_hz),
         "MEMORY_PS": round(PICOSECONDS / 2e6 / spec.sdram.clock_mhz),
         "BIT_PS": round(PICOSECONDS / spec.baud),
     }
-    flags = [*FLAGS, "-CFLAGS", " ".join(["-std=c++17", *(f"-D{k}={v}" for k, v in numbers.items())])]
-    tool = tools.find_verilator()
-    key = hashlib.sha256(repr((text, harness, flags, tool.version, tools.compiler())).encode()).hexdigest()
-    final = directory / f"board-{key[:16]}"
-    if (final / EXECUTABLE).is_file():
-        return final / EXECUTABLE
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="board-", dir=directory) as name:
-        work = Path(name).absolute()
-        (work / "board.cpp").write_text(harness)
-        (work / "board.v").write_text(text)
-        run_verilator(tool, [*flags, "--Mdir", str(work / "obj"), "board.v", "board.cpp"], work)
-        out = work / "out"
-        out.mkdir()
-        shutil.copy2(work / "obj" / EXECUTABLE, out / EXECUTABLE)
-        try:
-            os.replace(out, final)
-        except OSError:
-            if not (final / EXECUTABLE).is_file():  # another process may have been first
-                raise
-    return final / EXECUTABLE
+    return executable("board", TOP, sources, directory, Options(optimise="1"), numbers)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 
 from edgemoe.errors import ToolMissing
 from edgemoe.simulation import tools
-from edgemoe.simulation.verilator import BuildFailed
+from edgemoe.simulation.executable import compile_in, keep
 
 SIMULATORS = ("verilator", "icarus")
 
@@ -90,15 +90,12 @@ def build(text: str, simulator: str, directory: Path, top: str = "top") -> Build
         if simulator == "verilator":
             (work / "ports.vlt").write_text(f'`verilator_config\npublic_flat_rw -module "{top}" -port "*"\n')
             command, environment = _verilator_command(cocotb, top)
-            _run(command, work, environment)
+            compile_in(work, simulator, command, environment)
             shutil.copy2(work / "obj" / top, out / top)
         else:
-            _run(["iverilog", *flags, "-s", top, "-o", "out/sim.vvp", "top.v"], work, dict(os.environ))
-        try:
-            os.replace(out, final)
-        except OSError:
-            if not final.is_dir():  # another process may have been first
-                raise
+            command = ["iverilog", *flags, "-s", top, "-o", "out/sim.vvp", "top.v"]
+            compile_in(work, simulator, command, os.environ)
+        keep(out, final)
     return Build(simulator, top, final)
 
 
@@ -176,18 +173,3 @@ def _cocotb():
     except ModuleNotFoundError:
         raise ToolMissing("cocotb is not installed; install it with: pip install 'edgemoe[dev]'") from None
     return cocotb_tools.config
-
-
-def _run(command: list[str], directory: Path, environment: dict[str, str]) -> None:
-    answer = subprocess.run(
-        command,
-        cwd=directory,
-        env=environment,
-        text=True,
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    if answer.returncode:
-        lines = [line for line in answer.stdout.splitlines() if "rror" in line] or answer.stdout.splitlines()
-        raise BuildFailed(f"{command[0]} failed: {lines[0] if lines else f'exit code {answer.returncode}'}")

@@ -17,10 +17,11 @@ from edgemoe.config import HardwareConfig
 from edgemoe.errors import BadInput, DeviceError, EdgemoeError
 from edgemoe.isa import Error
 from edgemoe.simulation import records as decoder
+from edgemoe.simulation.executable import Options
 from edgemoe.simulation.job import Job, MemoryModel, Run
 from edgemoe.simulation.placement import Placement, pack_images, place, unpack_store
 from edgemoe.simulation.records import Records
-from edgemoe.simulation.verilator import Options, build
+from edgemoe.simulation.verilator import build
 
 Progress = Callable[[dict], None]
 """Called with ``stage`` (text) while building, and with ``run``, ``cycle`` and ``number`` while running."""

@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,14 +67,15 @@ def forced_routes(floats: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value for name, value in floats.items() if name.endswith("_topk")}
 
 
-def run(where: Path, build: Path, hardware: str, profile: str | None, say) -> list[Outcome]:
-    """Import, compile, simulate both tasks and compare everything."""
+def run(where: Path, build: Path, hardware: str, profile: str | None, say,
+        tasks: Sequence[int] | None = None) -> list[Outcome]:  # fmt: skip
+    """Import, compile, simulate all tasks, or some, and compare everything."""
     say("importing the released weights")
     model = checkpoint.import_edge_moe(released(where, build))
     image = np.fromfile(where / "image.float32.bin", "<f4").reshape(3, 128, 256)
     say("calibrating and compiling")
     program = api.compile(model, hardware, calibration=image[None], profile=profile)
-    tasks = range(len(model.config.tasks))
+    tasks = range(len(model.config.tasks)) if tasks is None else tasks
     runs = api.simulate(program, [image], tasks, tick=lambda what, part: say(what), watch=say)
     machine = Golden(program)
     outcomes = []

@@ -14,8 +14,8 @@ from edgemoe.golden import Golden
 from edgemoe.isa import DESCRIPTOR_BYTES, Descriptor, Error, Op
 from edgemoe.program import Program
 from edgemoe.quantize import QuantizedModel
+from edgemoe.simulation.executable import Options
 from edgemoe.simulation.job import MemoryModel
-from edgemoe.simulation.verilator import Options
 from edgemoe.units.matmul import DotArray, MatmulSpec
 from gateware import check, run, stalled
 from models import CONFIG, hardware, random_image, random_model
@@ -39,6 +39,7 @@ def compiled(
     return compile_model(change(random_model(config, hw.profile, seed)), hw, pixel_bytes=1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_tensor_on_every_hardware(name):
     """Two images, both tasks with no reset between, then again with random stalls of the memory."""

@@ -39,6 +39,7 @@ def garbage_on_collision(component, monkeypatch: pytest.MonkeyPatch, seed: int =
     return text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", HARDWARE)
 def test_collisions_do_not_matter(name, monkeypatch, tmp_path):
     hw = HARDWARE[name]

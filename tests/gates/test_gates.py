@@ -59,6 +59,7 @@ def simulate(bench, text, folder, **environment):
         assert not outcome.failure, f"{outcome.name}: {outcome.failure}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unit", [*QUICK, *(pytest.param(unit, marks=pytest.mark.slow) for unit in SLOW)])
 def test_the_netlist_of_a_unit_equals_golden(unit, yosys, tmp_path):
     bench = importlib.import_module(f"bench_{unit}")

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import os
-import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from edgemoe import api, verilog
-from edgemoe.simulation import tools
+from edgemoe.simulation.executable import Options, executable
 from edgemoe.simulation.sdram import model_source
 
 HERE = Path(__file__).parent
-FLAGS = (
-    "--cc", "--exe", "--build", "-j", "2", "-O3", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal",
-    "-Wno-lint", "-Wno-style", "--top-module", "top", "--prefix", "Vtop", "-o", "simulator",
-    "-MAKEFLAGS", "OPT_FAST=-O1", "-MAKEFLAGS", "OPT_SLOW=-O0", "-MAKEFLAGS", "OPT_GLOBAL=-O0",
-)  # fmt: skip
 REQUEST, WRITE, DATA, END = range(4)
 
 
@@ -40,47 +31,24 @@ class Result:
         return self.cycle[self.kind == kind]
 
 
-def compile_verilog(text: str, main: Path, *defines: str) -> Path:
+def compile_verilog(text: str, main: Path, **defines: int) -> Path:
     """Path of the executable; built by whoever comes first."""
-    tool = tools.find_verilator()
-    key = hashlib.sha256(repr((text, main.read_text(), FLAGS, defines, tool.version)).encode()).hexdigest()
+    sources = {"top.v": text, "main.cpp": main.read_text()}
     place = api.cache()
     place.mkdir(parents=True, exist_ok=True)
-    final = place / f"memory-{key[:16]}"
     with open(place / "lock-memory", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if final.is_file():
-            return final
-        with tempfile.TemporaryDirectory(dir=place) as name:
-            work = Path(name)
-            (work / "top.v").write_text(text)
-            shutil.copy2(main, work / "main.cpp")
-            command = [
-                *tool.command,
-                *FLAGS,
-                "-CFLAGS",
-                " ".join(("-std=c++17", *defines)),
-                "--Mdir",
-                "obj",
-                "top.v",
-                "main.cpp",
-            ]
-            done = subprocess.run(command, cwd=work, env=tool.environ(), text=True, capture_output=True)
-            assert done.returncode == 0, done.stdout + done.stderr
-            os.replace(work / "obj" / "simulator", final)
-    return final
+        return executable("memory", "top", sources, place, Options(optimise="1"), defines)
 
 
 def build(system, core_mhz: float = 0) -> Path:
     """Executable of a Component with the members of `edgemoe.simulation.sdram.SdramSystem`."""
     text = verilog.convert(system, "top") + model_source()
-    defines = [f"-DPORT_BYTES={system.port_bytes}"]
+    defines = {"PORT_BYTES": system.port_bytes}
     if system.crossing:
-        defines += [
-            f"-DCORE_PS={round(500_000 / core_mhz)}",
-            f"-DMEMORY_PS={round(500_000 / system.spec.clock_mhz)}",
-        ]
-    return compile_verilog(text, HERE / "harness.cpp", *defines)
+        defines["CORE_PS"] = round(500_000 / core_mhz)
+        defines["MEMORY_PS"] = round(500_000 / system.spec.clock_mhz)
+    return compile_verilog(text, HERE / "harness.cpp", **defines)
 
 
 def run(executable: Path, port_bytes: int, directory: Path, requests=(), writes=(), gaps=(0,),

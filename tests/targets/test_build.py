@@ -145,7 +145,7 @@ def test_what_exceeds_the_device_exits_with_4_and_reports(tools, tmp_path, monke
     code, values = build(tmp_path)
     assert code == UNFIT
     assert values["fits"] is False and values["bitstream"] is None and values["fmax_mhz"] is None
-    assert "24289 of 24288 lut" in capsys.readouterr().err
+    assert "it needs 24289 of 24288 lut; use --hardware with fewer lanes" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.bit"))
 
 
