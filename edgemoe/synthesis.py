@@ -43,14 +43,20 @@ HARNESS = "synth_"
 """Beginning of the names of the harness's registers; no unit has such names."""
 FOLD = 4
 """Bits that one lookup table of the harness folds."""
-PREPARE = "hierarchy -top {top}; flatten; opt_clean; memory_nordff; rename -enumerate -pattern read_register_% w:*rdreg*"
+PREPARE = (
+    "hierarchy -top {top}; flatten; opt_clean; rename -hide w:*]; memory_nordff; "
+    "rename -enumerate -pattern read_register_% w:*rdreg*"
+)
 MAP = PREPARE + "; synth_ecp5 -top {top} -no-rw-check"
 """Of yosys. `synth_ecp5` flattens too, but ABC9 of yosys 0.70 then fails on `weigher`; of 0.66 to 0.69 it does not.
 
 A read port that is registered already gets logic around its block RAM that a read sees the old word where it meets a
 write, whatever -no-rw-check says: that option is of the pass that finds the registers. So they are taken out
 first (memory_nordff). Nothing depends on such a read (tests/core/test_collisions.py). Their wires get other names, since
-yosys 0.70 gives the old ones a second time where it takes a register out of a distributed memory, and stops."""
+yosys 0.70 gives the old ones a second time where it takes a register out of a distributed memory, and stops.
+
+Amaranth names the wires of an array o[0], o[1] .. beside o. ABC9 takes one of a single bit for a bit of o, and stops with a
+failed assertion: names that end like that are hidden."""
 SCRIPT = f"read_rtlil top.il; {MAP.format(top='top')} -json top.json"
 
 
@@ -300,11 +306,30 @@ def run(command: list[str], folder: Path, log: str) -> str:
         done = subprocess.run(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, check=False)
     text = (folder / log).read_text(errors="replace")
     if done.returncode:
-        lines = [line for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")]
-        reason = (errors or lines[-1:] or ["nothing printed"])[0]
+        reason = (
+            _first_error(text)
+            or ([line for line in text.splitlines() if line.strip()] or ["nothing printed"])[-1]
+        )
         raise EdgemoeError(f"{Path(command[0]).name} failed with code {done.returncode}: {reason.strip()}")
     return text
+
+
+def run_yosys(yosys: str, script: str, folder: Path) -> str:
+    """Run a script of yosys in ``folder``; returns what it prints, which is in yosys.log too.
+
+    The build for WebAssembly may stop with an error that it does not print: the log that it writes itself has it.
+    """
+    try:
+        return run([yosys, "-L", "messages.log", "-p", script], folder, "yosys.log")
+    except EdgemoeError:
+        own = folder / "messages.log"
+        if own.is_file() and (reason := _first_error(own.read_text(errors="replace"))):
+            raise EdgemoeError(f"{Path(yosys).name} failed: {reason}") from None
+        raise
+
+
+def _first_error(text: str) -> str | None:
+    return next((line.strip() for line in text.splitlines() if line.startswith("ERROR")), None)
 
 
 # -- reports ------------------------------------------------------------------------------------
@@ -431,7 +456,7 @@ def synthesise(
         elaborate(make(hardware), folder / "top.il", device.platform)
         tick(f"{name}: synthesis", None)
         script = f"read_rtlil top.il; {family.script} -json top.json"
-        log = run([yosys, "-p", script], folder, "yosys.log")
+        log = run_yosys(yosys, script, folder)
         netlist = read_netlist(json.loads((folder / "top.json").read_text()), family)
         resources = netlist.resources
         total = {k: v + netlist.harness.get(k, 0) for k, v in resources.items()}

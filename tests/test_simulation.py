@@ -183,12 +183,24 @@ def test_a_broken_line_of_verilog_is_found(build_dir, tmp_path):
 @needs_verilator
 def test_rebuild_is_immediate_and_another_design_is_another_build(build_dir):
     path = make(build_dir) / verilog.FILE
-    first = verilator.build(path, HARDWARE, build_dir)
+    first = verilator.build(path, HARDWARE, build_dir, FAST)
     stages = []
-    assert verilator.build(path, HARDWARE, build_dir, progress=stages.append) == first and stages == [
-        "cached"
-    ]
-    assert verilator.build(make(build_dir, "hang") / verilog.FILE, HARDWARE, build_dir) != first
+    assert verilator.build(path, HARDWARE, build_dir, FAST, stages.append) == first and stages == ["cached"]
+    assert verilator.build(make(build_dir, "hang") / verilog.FILE, HARDWARE, build_dir, FAST) != first
+
+
+@needs_verilator
+def test_the_library_of_verilator_is_compiled_once(build_dir, tmp_path):
+    """The next build links what was kept: it fails if that is not a library."""
+    path = make(build_dir) / verilog.FILE
+    verilator.build(path, HARDWARE, build_dir, FAST)
+    for library in build_dir.glob("runtime-*"):
+        (tmp_path / library.name).mkdir()
+        for name in ("verilated.o", "verilated_threads.o"):
+            assert (library / name).stat().st_size > 10_000
+            (tmp_path / library.name / name).write_text("no library")
+    with pytest.raises(BuildFailed, match="verilated"):
+        verilator.build(path, HARDWARE, tmp_path, FAST)
 
 
 @needs_verilator

@@ -5,7 +5,8 @@ import stat
 import sys
 
 import pytest
-from amaranth.hdl import Module, Signal
+from amaranth.back import rtlil
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -314,6 +315,44 @@ def test_a_tool_that_fails_is_one_line(tools, tmp_path, monkeypatch, capsys):
     assert main(argv) == 1
     assert "ERROR: no such cell" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_that_is_only_in_the_log_of_yosys_is_named(tools, tmp_path, monkeypatch, capsys):
+    body = """log = sys.argv[sys.argv.index("-L") + 1]
+print("working")
+open(log, "w").write("working\\nERROR: Assert failed\\n")
+sys.exit(1)"""
+    monkeypatch.setenv("YOSYS", str(fake(tools, "broken", body)))
+    assert main(["synth", "--hardware", "nano", "--unit", "gelu", "-o", str(tmp_path / "out")]) == 1
+    assert "broken failed: ERROR: Assert failed" in capsys.readouterr().err.splitlines()[-1]
+
+
+class Arrays(wiring.Component):
+    """Registers with names like those that Amaranth gives to the elements of an array beside the array's own."""
+
+    def __init__(self):
+        super().__init__({"a": In(8), "q": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        whole, state = Signal(8, name="o"), Signal(8)
+        parts = [Signal(4, name=f"o[{i}]") for i in range(2)]
+        m.d.sync += whole.eq(self.a + state)
+        m.d.sync += [parts[i].eq(whole.word_select(i, 4) * 3 + state[:4]) for i in range(2)]
+        m.d.sync += state.eq(self.a ^ (whole + Cat(*parts)))
+        m.d.sync += self.q.eq(whole & Cat(*reversed(parts)))
+        return m
+
+
+def test_names_of_arrays_do_not_stop_yosys(tmp_path):
+    try:
+        yosys = synthesis.find("YOSYS", "yosys")
+    except ToolMissing as error:
+        pytest.skip(f"yosys is not installed: {error}")
+    (tmp_path / "top.il").write_text(rtlil.convert(Arrays(), name="top", emit_src=False))
+    synthesis.run_yosys(yosys, synthesis.SCRIPT, tmp_path)
+    netlist = json.loads((tmp_path / "top.json").read_text())
+    assert synthesis.read_netlist(netlist).resources["ff"] >= 24
 
 
 @pytest.mark.slow

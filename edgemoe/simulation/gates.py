@@ -16,8 +16,8 @@ from pathlib import Path
 from amaranth.lib import wiring
 
 from edgemoe import output
-from edgemoe.errors import EdgemoeError, ToolMissing
-from edgemoe.synthesis import MAP
+from edgemoe.errors import ToolMissing
+from edgemoe.synthesis import MAP, run_yosys
 from edgemoe.verilog import collector_paused
 
 OWN = "ecp5_cells.v"
@@ -79,16 +79,7 @@ def netlist(component: wiring.Component, yosys: str, cache: Path, top: str = "to
         with tempfile.TemporaryDirectory() as scratch:
             work = Path(scratch)
             (work / "top.il").write_text(source)
-            done = subprocess.run(
-                [yosys, "-p", script], cwd=work, text=True, capture_output=True, check=False
-            )
-            made = work / "top.v"
-            if done.returncode or not made.is_file():
-                lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-                reason = next(
-                    (line for line in lines if line.startswith("ERROR")), lines[-1] if lines else ""
-                )
-                raise EdgemoeError(f"yosys failed with code {done.returncode}: {reason}")
+            run_yosys(yosys, script, work)
             with output.file(kept) as temporary:
-                temporary.write_text(made.read_text())
+                temporary.write_text((work / "top.v").read_text())
     return kept.read_text() + "\n" + cells(yosys)
