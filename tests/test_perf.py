@@ -19,7 +19,7 @@ from edgemoe.simulation.executable import Options
 from edgemoe.simulation.job import MemoryModel
 from edgemoe.simulation.runner import SimulationResult
 from gateware import run
-from models import CONFIG, hardware, random_image, random_model
+from models import CONFIG, HARDWARE, hardware, random_image, random_model
 
 TOTAL, PART, FEW = 0.01, 0.05, 50
 """How far a prediction may be off: all cycles; those of a descriptor, relative or in cycles."""
@@ -121,13 +121,6 @@ def tokens_by_expert(model: QuantizedModel, image: np.ndarray) -> dict[int, np.n
     return {b: np.bincount(found[f"l{b}_topk"].ravel(), minlength=c.experts) for b in c.moe_blocks}
 
 
-HARDWARE = {
-    "two sets": hardware(in_lanes=8, out_lanes=4, port_bytes=8),
-    "staircase": hardware(in_lanes=8, out_lanes=4, port_bytes=4, slot_sets=1),
-    "wide port": hardware(in_lanes=8, out_lanes=4, port_bytes=32, norm_lanes=2),
-    "16 bits": hardware(in_lanes=8, out_lanes=2, port_bytes=2, profile="w16a16"),
-    "many sets": hardware(in_lanes=8, out_lanes=4, port_bytes=16, slot_sets=5),
-}
 MEMORIES = {
     "fast": MemoryModel(),
     "slow": MemoryModel(bandwidth=128),
@@ -140,7 +133,7 @@ MISSED = {("many sets", "slow")}
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("name", HARDWARE)
+@pytest.mark.parametrize("name", ["two sets", "staircase", "wide port", "16 bits", "many sets"])
 def test_simulation_of_many_hardwares(name, memory, request):
     if (name, memory) in MISSED:
         request.applymarker(pytest.mark.xfail(reason="LOAD of the second image", raises=AssertionError))
@@ -186,7 +179,7 @@ BUILT = {
 """64 and 128 multipliers, ports of 8 and 32 bytes."""
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", ["nano", pytest.param("wide", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ROUTINGS)
 def test_simulation_of_many_models(kind, name):
     """With a fast and with a slow memory."""

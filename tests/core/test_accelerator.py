@@ -18,32 +18,21 @@ from edgemoe.simulation.executable import Options
 from edgemoe.simulation.job import MemoryModel
 from edgemoe.units.matmul import DotArray, MatmulSpec
 from gateware import check, run, stalled
-from models import CONFIG, hardware, random_image, random_model
-
-CONFIGURATIONS = {
-    "two sets": replace(hardware(in_lanes=8, out_lanes=4, port_bytes=8), top_k=5),
-    "staircase": hardware(in_lanes=8, out_lanes=4, port_bytes=4, slot_sets=1),
-    "wide port": hardware(in_lanes=8, out_lanes=4, port_bytes=32, norm_lanes=2),
-    "16 lanes": hardware(in_lanes=16, out_lanes=2, port_bytes=16, post_lanes=1),
-    "16 bits": hardware(in_lanes=8, out_lanes=2, port_bytes=2, profile="w16a16"),
-    "one slot": hardware(in_lanes=8, out_lanes=1, port_bytes=8, slot_sets=1),
-    "many sets": hardware(in_lanes=8, out_lanes=4, port_bytes=16, slot_sets=5),
-}
-"""Lanes, slots, ports and profiles that between them use every branch of the generators."""
+from models import CONFIG, HARDWARE, random_image, random_model
 
 
 def compiled(
-    config: ModelConfig = CONFIG, hw=CONFIGURATIONS["two sets"], seed: int = 0, change=lambda q: q
+    config: ModelConfig = CONFIG, hw=HARDWARE["two sets"], seed: int = 0, change=lambda q: q
 ) -> Program:
     """A random model on ``hw``; ``change`` edits it first."""
     return compile_model(change(random_model(config, hw.profile, seed)), hw, pixel_bytes=1)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", HARDWARE)
 def test_every_tensor_on_every_hardware(name):
     """Two images, both tasks with no reset between, then again with random stalls of the memory."""
-    program = compiled(hw=CONFIGURATIONS[name])
+    program = compiled(hw=HARDWARE[name])
     images = [random_image(CONFIG, s) for s in (1, 2)]
     free = check(program, images, (0, 1))
     slow = check(program, images, (1, 0), memory=stalled(7))
@@ -130,7 +119,7 @@ def test_one_token_for_each_expert():
     config = replace(CONFIG, height=4, width=12, top_k=1, experts=5)
     image = random_image(config)
     for seed in range(400):
-        program = compiled(config, hw=CONFIGURATIONS["two sets"], seed=seed)
+        program = compiled(config, hw=HARDWARE["two sets"], seed=seed)
         (routes,) = Golden(program).execute([image]).routes[0].values()
         if len(set(routes.experts.ravel().tolist())) == 5:
             break
@@ -208,7 +197,7 @@ def test_one_array_of_multipliers():
     """The netlist of the array has in_lanes * out_lanes multipliers, and the accelerator has one array."""
     text = rtlil.convert(DotArray(MatmulSpec(8, 4, 8, 40)))
     assert text.count("cell $mul ") == 32
-    hw = CONFIGURATIONS["two sets"]
+    hw = HARDWARE["two sets"]
     verilog = (api.verilog_folder(hw) / "accelerator.v").read_text()
     arrays = re.findall(r"^module \S+\.array ", verilog, re.MULTILINE)
     slots = re.findall(r"^module \S+\.array\.slot\d+.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)

@@ -40,7 +40,7 @@ def garbage_on_collision(component, monkeypatch: pytest.MonkeyPatch, seed: int =
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", HARDWARE)
+@pytest.mark.parametrize("name", ["two sets", pytest.param("staircase", marks=pytest.mark.slow)])
 def test_collisions_do_not_matter(name, monkeypatch, tmp_path):
     hw = HARDWARE[name]
     program = compile_model(random_model(CONFIG, hw.profile), hw, pixel_bytes=1)
