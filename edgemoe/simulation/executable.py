@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgemoe.errors import EdgemoeError
 from edgemoe.simulation import tools
 
 EXECUTABLE = "simulator"
+HOUR = 3600
 
 FLAGS = (
     "--cc", "--exe", "--build", "-j", "2", "-O3", "--output-split-cfuncs", "2000", "--x-assign", "fast",
@@ -94,7 +96,9 @@ def executable(kind: str, top: str, sources: Mapping[str, str | bytes], director
         files = [file for file in contents if file.endswith((".v", ".cpp"))]
         obj, out, library = work / "obj", work / "out", directory / f"runtime-{runtime}"
         if library.is_dir():
-            shutil.copytree(library, obj, copy_function=shutil.copyfile)
+            shutil.copytree(library, obj)
+            for path in obj.iterdir():  # later than the Makefile to come, or they would be compiled again
+                os.utime(path, (time.time() + HOUR,) * 2)
         progress("compiling the Verilog")
         compile_in(
             work, "verilator", [*tool.command, *flags, *design, "--Mdir", "obj", *files], tool.environ()
