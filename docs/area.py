@@ -28,7 +28,7 @@ def netlist_hash(hardware, unit: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "top.il"
         synthesis.elaborate(synthesis.maker(unit)(hardware), path, synthesis.TARGETS[TARGET].platform)
-        return hashlib.sha256(path.read_bytes() + synthesis.SCRIPT.encode()).hexdigest()
+        return hashlib.sha256(path.read_bytes() + synthesis.script("ecp5").encode()).hexdigest()
 
 
 def measure(units: list[str]) -> dict[str, dict]:

@@ -235,7 +235,7 @@ def build(
         stages.begin(f"{name}: gateware of {config.name}")
         elaborate(target, spec, folder)
         stages.begin(f"{name}: synthesis")
-        log = synthesis.run_yosys(tools["yosys"], synthesis.SCRIPT, folder)
+        log = synthesis.run_yosys(tools["yosys"], synthesis.script(device.family), folder)
         netlist = json.loads((folder / "top.json").read_text())
         resources = synthesis.read_netlist(netlist).resources
         excess = [key for key, have in device.capacity.items() if resources[key] > have]

@@ -55,9 +55,8 @@ write, whatever -no-rw-check says: that option is of the pass that finds the reg
 first (memory_nordff). Nothing depends on such a read (tests/core/test_collisions.py). Their wires get other names, since
 yosys 0.70 gives the old ones a second time where it takes a register out of a distributed memory, and stops.
 
-Amaranth names the wires of an array o[0], o[1] .. beside o. ABC9 takes one of a single bit for a bit of o, and stops with a
+Amaranth names the wires of an array o[0], o[1] .. beside o. The names of bits that ABC9 gives are the same, and it stops with a
 failed assertion: names that end like that are hidden."""
-SCRIPT = f"read_rtlil top.il; {MAP.format(top='top')} -json top.json"
 
 
 # -- units --------------------------------------------------------------------------------------
@@ -252,6 +251,11 @@ FAMILIES = {
 }
 
 
+def script(family: str) -> str:
+    """Commands of yosys from top.il to the netlist top.json for a family of devices."""
+    return f"read_rtlil top.il; {FAMILIES[family].script} -json top.json"
+
+
 @dataclass(frozen=True)
 class Target:
     """A device and how the tools are told about it; without ``place`` it is not placed and routed."""
@@ -306,11 +310,9 @@ def run(command: list[str], folder: Path, log: str) -> str:
         done = subprocess.run(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, check=False)
     text = (folder / log).read_text(errors="replace")
     if done.returncode:
-        reason = (
-            _first_error(text)
-            or ([line for line in text.splitlines() if line.strip()] or ["nothing printed"])[-1]
-        )
-        raise EdgemoeError(f"{Path(command[0]).name} failed with code {done.returncode}: {reason.strip()}")
+        last = (text.strip() or "nothing printed").splitlines()[-1]
+        reason = _first_error(text) or last
+        raise EdgemoeError(f"{Path(command[0]).name} failed with code {done.returncode}: {reason}")
     return text
 
 
@@ -455,8 +457,7 @@ def synthesise(
         tick(f"{name}: elaborating for {target}", None)
         elaborate(make(hardware), folder / "top.il", device.platform)
         tick(f"{name}: synthesis", None)
-        script = f"read_rtlil top.il; {family.script} -json top.json"
-        log = run_yosys(yosys, script, folder)
+        log = run_yosys(yosys, script(device.family), folder)
         netlist = read_netlist(json.loads((folder / "top.json").read_text()), family)
         resources = netlist.resources
         total = {k: v + netlist.harness.get(k, 0) for k, v in resources.items()}

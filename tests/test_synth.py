@@ -350,7 +350,7 @@ def test_names_of_arrays_do_not_stop_yosys(tmp_path):
     except ToolMissing as error:
         pytest.skip(f"yosys is not installed: {error}")
     (tmp_path / "top.il").write_text(rtlil.convert(Arrays(), name="top", emit_src=False))
-    synthesis.run_yosys(yosys, synthesis.SCRIPT, tmp_path)
+    synthesis.run_yosys(yosys, synthesis.script("ecp5"), tmp_path)
     netlist = json.loads((tmp_path / "top.json").read_text())
     assert synthesis.read_netlist(netlist).resources["ff"] >= 24
 
