@@ -36,17 +36,6 @@ HARDWARE = "nano"
 WORKERS = 2
 """Simulators that run at the same time; each has half of the images."""
 
-KINDS = {
-    "embed": "patch embedding",
-    "norm": "norm", "norm1": "norm", "norm2": "norm",
-    "q": "q, k, v, proj", "k": "q, k, v, proj", "v": "q, k, v, proj", "post_attn": "q, k, v, proj",
-    "scores": "QK", "attention": "AV", "gate": "gates",
-    "hidden": "experts",
-    "pos_embed": "input", "image": "input",
-    "head": "head", "logits": "head",
-}  # fmt: skip
-"""Kind of work (`ModelConfig.macs`, `edgemoe.report.COLOURS`) by the name of the tensor that is written."""
-
 
 def run(path: Path | str, images: int = 32, waves: bool = False, tick: Tick = quiet) -> dict[str, Any]:
     """Run the demo and write its directory: demo.json, report.html, manifest.json, build/ and verilog/.
