@@ -497,12 +497,14 @@ class _Queue:
         self.output: _Item | None = None
         self.at = 0
         """The cycle whose state is known."""
+        self.left_at = -1
+        """The cycle in which one left the memory last: its place is free from the next on."""
 
     @property
     def room(self) -> bool:
         """Whether it takes another one."""
         self._advance()
-        return len(self.memory) < sequencer.QUEUE_DEPTH
+        return len(self.memory) + (self.left_at == self.clock.now) < sequencer.QUEUE_DEPTH
 
     def push(self, item: _Item) -> None:
         """Put one in."""
@@ -533,8 +535,9 @@ class _Queue:
     def _move(self) -> None:
         """Both registers take what is behind them."""
         self.output = self.middle
-        here = self.memory and self.memory[0][0] <= self.at
-        self.middle = self.memory.popleft()[1] if here else None
+        self.middle = None
+        if self.memory and self.memory[0][0] <= self.at:
+            self.middle, self.left_at = self.memory.popleft()[1], self.at
         self.at += 1
 
 

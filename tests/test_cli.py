@@ -12,7 +12,7 @@ import edgemoe
 from cli import tiny_model, tree
 from edgemoe import checkpoint
 from edgemoe.cli import main
-from edgemoe.cli.parser import parser
+from edgemoe.cli.parser import EPILOG, parser
 
 VERBS = [
     "demo",
@@ -53,6 +53,14 @@ def test_help_is_quick_and_names_every_verb():
         assert done.returncode == 0
     assert all(f"    {verb}" in done.stdout for verb in VERBS)
     assert best < 0.3
+
+
+def test_help_names_all_hardware():
+    """It is written out there, since the configurations take longer to load than help may take."""
+    from edgemoe.config import NAMED
+
+    names = EPILOG.split("a name: ")[1].split(".\n")[0]
+    assert names.replace("\n", " ").split(", ") == list(NAMED)
 
 
 def test_help_loads_nothing_heavy():

@@ -128,15 +128,9 @@ MEMORIES = {
 }
 
 
-MISSED = {("many sets", "slow")}
-"""The LOAD of the second image is predicted 11 % off (the total is not): not understood yet."""
-
-
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("name", ["two sets", "staircase", "wide port", "16 bits", "many sets"])
-def test_simulation_of_many_hardwares(name, memory, request):
-    if (name, memory) in MISSED:
-        request.applymarker(pytest.mark.xfail(reason="LOAD of the second image", raises=AssertionError))
+def test_simulation_of_many_hardwares(name, memory):
     hw, memory = HARDWARE[name], MEMORIES[memory]
     program = compile_model(random_model(CONFIG, hw.profile), hw, pixel_bytes=1)
     images = [random_image(CONFIG, seed) for seed in range(2)]
