@@ -42,6 +42,8 @@ START, STOP = 3, 2
 """Cycles from the start pulse, or from an image's END, to the fetch's first request; from the last END to done."""
 DISPATCH = 5
 """Cycles from a descriptor to the dispatcher's state PUSH."""
+SEEK = 2
+"""Cycles of the weight DMA's sequencer between two regions of EXPERTS, if no expert lies between them."""
 MAX_PENDING = 4
 """Descriptors of products under way at most."""
 CLIENTS = 3
@@ -123,7 +125,7 @@ def predict(
 
     Args:
         routes: of every image, or one for all; None is `routing` ``balanced``.
-        task: index. All tasks cost the same but for their routes, so it is only checked.
+        task: index. All tasks cost the same but for their routes, and a few cycles for the address of their gates and heads.
         bandwidth: of the external memory, in port words per 1024 cycles, reads and writes together.
         latency: cycles from a request to its first word.
 
@@ -143,14 +145,15 @@ def predict(
     if len(each) != images:
         raise BadInput(f"routes are for {len(each)} images, {images} are predicted")
     visits = [tokens_per_expert(program, r) for r in each]
-    return predict_visits(program, visits, bandwidth=bandwidth, latency=latency)
+    return predict_visits(program, visits, task, bandwidth=bandwidth, latency=latency)
 
 
 def predict_visits(
-    program: Program, visits: Sequence[Mapping[int, ArrayLike]], *, bandwidth: int = FULL, latency: int = 30
+    program: Program, visits: Sequence[Mapping[int, ArrayLike]], task: int = 0, *,
+    bandwidth: int = FULL, latency: int = 30,
 ) -> Prediction:  # fmt: skip
     """Predict a run from the tokens of every visit of an expert, by number of the routed EXPERTS, image by image."""
-    return _Run(program, visits, bandwidth, latency).predict()
+    return _Run(program, visits, task, bandwidth, latency).predict()
 
 
 def routing(kind: str, model: ModelConfig, seed: int = 0) -> dict[str, IntArray]:
@@ -464,13 +467,17 @@ class _Stream:
 
 @dataclass
 class _Item:
-    """A descriptor of one image, and what is noted about it; ``visits`` are the tokens of each visit of EXPERTS."""
+    """A descriptor of one image, and what is noted about it; ``visits`` are (expert, tokens) of each visit of EXPERTS.
+
+    ``multiples`` is how often its ``stride`` is added to its address: the task or the image.
+    """
 
     image: int
     number: int
     sequence: int
     descriptor: Descriptor
-    visits: list[int]
+    visits: list[tuple[int, int]]
+    multiples: int
     finish: int = 0
     bytes: int = 0
     beats: int = 0
@@ -589,7 +596,7 @@ class _Run:
     """One run: the processes and what they share. A value changes in the cycle in which the others see it."""
 
     def __init__(
-        self, program: Program, visits: Sequence[Mapping[int, ArrayLike]], bandwidth: int, latency: int
+        self, program: Program, visits: Sequence[Mapping[int, ArrayLike]], task: int, bandwidth: int, latency: int
     ) -> None:
         self.program, self.hardware = program, program.hardware
         self.timing = Timing(self.hardware)
@@ -598,7 +605,10 @@ class _Run:
         descriptors = program.descriptors()
         self.images = [
             [
-                _Item(image, number, image * len(descriptors) + number, d, _visits(d, number, of_image))
+                _Item(
+                    image, number, image * len(descriptors) + number, d, _visits(d, number, of_image),
+                    image if d.op in (Op.IMAGE, Op.STORE) else task,
+                )
                 for number, d in enumerate(descriptors)
             ]
             for image, of_image in enumerate(visits)
@@ -690,7 +700,8 @@ class _Run:
         for item in (item for image in self.images for item in image):
             yield lambda: self.offered is not None
             self.offered = None
-            yield max(self.clock.now, self.offered_at) + DISPATCH
+            scaling = item.multiples.bit_length() if item.descriptor.stride else 0
+            yield max(self.clock.now, self.offered_at) + DISPATCH + scaling
             yield lambda: self.regions.room and self.fills.room and self.executes.room
             self.executes.push(item)
             if item.descriptor.source:
@@ -711,17 +722,19 @@ class _Run:
         """The weight DMA: bursts of all regions, as far as its queue has places."""
         while True:
             item = yield from self.regions.head()
-            length, count = item.descriptor.length, 1
+            length = item.descriptor.length
             yield self.clock.now + 1
+            offered, passed = self.clock.now, -1
             if item.descriptor.op == Op.EXPERTS:
-                count = len(item.visits)
                 if item.descriptor.routed:
                     yield from self._after(item)
-                yield self.clock.now + 3
-            item.bytes += count * length * self.hardware.port_bytes
-            for region in range(count):
-                if region == count - 1:
+                offered = self.clock.now + SEEK + 1
+            item.bytes += len(item.visits) * length * self.hardware.port_bytes
+            for expert, _ in item.visits:
+                yield max(self.clock.now, offered + expert - passed - 1)
+                if expert == item.visits[-1][0]:
                     self.regions.pop()
+                offered, passed = self.clock.now + SEEK + 1, expert
                 yield self.clock.now + 1
                 yield from self._read(length)
 
@@ -861,7 +874,7 @@ class _Run:
         d = item.descriptor
         self.pending += 1
         follows = self.before if d.wait == Wait.ROWS else None
-        for visit, count in enumerate(item.visits):
+        for visit, (_, count) in enumerate(item.visits):
             yield self.clock.now + 1
             for second, (rows, words) in enumerate(item.products):
                 if second:
@@ -1108,11 +1121,12 @@ class _Run:
         )  # fmt: skip
 
 
-def _visits(d: Descriptor, number: int, tokens: Mapping[int, ArrayLike]) -> list[int]:
-    """Tokens of each visit of a descriptor."""
+def _visits(d: Descriptor, number: int, tokens: Mapping[int, ArrayLike]) -> list[tuple[int, int]]:
+    """Expert and tokens of each visit of a descriptor."""
     if d.op != Op.EXPERTS:
-        return [d.count]
-    return [int(n) for n in np.asarray(tokens[number]) if n] if d.routed else [d.count] * d.experts
+        return [(0, d.count)]
+    counts = np.asarray(tokens[number]) if d.routed else np.full(d.experts, d.count)
+    return [(int(expert), int(counts[expert])) for expert in np.flatnonzero(counts)]
 
 
 def _words_between(phase: _Phase, start: int) -> IntArray:

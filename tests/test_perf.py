@@ -29,12 +29,12 @@ TOTAL, PART, FEW = 0.01, 0.05, 50
 
 
 def compare(
-    program: Program, result: SimulationResult, memory: MemoryModel = MemoryModel()
+    program: Program, result: SimulationResult, memory: MemoryModel = MemoryModel(), task: int = 0
 ) -> perf.Prediction:
     """Assert that the prediction for the routes of a simulated start, with records, is near enough."""
     images = result.placement.images
     found = perf.predict(
-        program, routes(program, result), images=images, bandwidth=memory.bandwidth, latency=memory.latency
+        program, routes(program, result), task, images=images, bandwidth=memory.bandwidth, latency=memory.latency
     )
     port = program.hardware.port_bytes
     assert found.external_bytes == result.external_words * port
@@ -134,8 +134,9 @@ def test_simulation_of_many_hardwares(name, memory):
     hw, memory = HARDWARE[name], MEMORIES[memory]
     program = compile_model(random_model(CONFIG, hw.profile), hw, pixel_bytes=1)
     images = [random_image(CONFIG, seed) for seed in range(2)]
-    (result,) = run(program, images, memory=memory)
-    compare(program, result, memory)
+    task = len(CONFIG.tasks) - 1
+    (result,) = run(program, images, [task], memory=memory)
+    compare(program, result, memory, task)
 
 
 MIXTURES = ModelConfig(

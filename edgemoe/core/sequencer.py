@@ -9,7 +9,7 @@ Every queue holds a few descriptors, so the weight DMA runs ahead of the array a
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,7 +20,7 @@ from edgemoe.core.fifo import Fifo
 from edgemoe.core.filler import SEQUENCE_BITS, fill_command_layout, is_complete
 from edgemoe.core.interface import ADDRESS_BITS
 from edgemoe.isa import Error, Op, Source, descriptor_layout
-from edgemoe.numeric import register, short_product_value
+from edgemoe.numeric import register
 from edgemoe.stream import connect
 
 QUEUE_DEPTH = 4
@@ -90,11 +90,12 @@ class Dispatcher(wiring.Component):
         d = held.descriptor
         sequence = Signal(SEQUENCE_BITS)
         base, steps = Signal(ADDRESS_BITS), Signal(16)
-        relative, address = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS + 1)
+        scaled, address = Signal(ADDRESS_BITS + 1), Signal(ADDRESS_BITS + 1)  # the top bits stay once they are set
         streams = (d.source != Source.NONE) & (d.length != 0)
         external = (d.op == Op.LOAD) | (d.op == Op.IMAGE)
         to_region, to_fill = Signal(), Signal()
-        end = Signal(ADDRESS_BITS + 1)
+        end, beyond = Signal(ADDRESS_BITS + 1), Signal()
+        grown = address[:-1] + scaled[:-1]
 
         m.d.comb += [
             regions.i.payload.address.eq(address),
@@ -126,22 +127,34 @@ class Dispatcher(wiring.Component):
                 with m.If(d.op == Op.STORE):
                     m.d.sync += [base.eq(self.output), steps.eq(held.index)]
                 m.d.sync += [to_region.eq(streams), to_fill.eq(d.source != Source.NONE)]
-                m.next = "MULTIPLY"
-            with m.State("MULTIPLY"):
-                m.d.sync += relative.eq(short_product_value(d.stride, steps))
+                m.d.sync += scaled.eq(d.stride)
                 m.next = "ADD"
             with m.State("ADD"):
-                m.d.sync += address.eq(base + relative + d.address)
+                m.d.sync += address.eq(base + d.address)
                 m.next = "CHECK"
+                with m.If(d.stride.any() & steps.any()):
+                    m.next = "SCALE"
+            with m.State("SCALE"):
+                m.d.sync += [
+                    scaled.eq(Cat(0, scaled[:-2], scaled[-2:].any())),
+                    steps.eq(steps >> 1),
+                ]
+                with m.If(steps[0]):
+                    m.d.sync += address.eq(Cat(grown[:-1], grown[-1] | address[-1] | scaled[-1]))
+                with m.If(~steps[1:].any()):
+                    m.next = "CHECK"
             with m.State("CHECK"):
                 m.d.sync += end.eq(address + d.length)
-                m.next = "PUSH"
+                m.next = "JUDGE"
                 with m.If(self._exceeds(m, d)):
                     m.d.sync += self.error.eq(Error.CAPACITY)
                     m.next = "ERROR"
+            with m.State("JUDGE"):
+                m.d.sync += beyond.eq(end > self.hardware.memory_words)
+                m.next = "PUSH"
             with m.State("PUSH"):
                 ready = regions.i.ready & fills.i.ready & executes.i.ready
-                with m.If(end > self.hardware.memory_words):
+                with m.If(beyond):
                     m.d.sync += self.error.eq(Error.ADDRESS)
                     m.next = "ERROR"
                 with m.Elif(ready):
@@ -209,17 +222,23 @@ class RegionSequencer(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         here = self.i.payload
-        offset = Signal(ADDRESS_BITS)
+        address = Signal(ADDRESS_BITS, reset_less=True)  # of the region of expert ``at``
+        at = Signal(8)
         visits = Signal(8)
         last = ~here.each | (self.visit_index + 1 == visits)
         m.d.comb += [
-            self.command.payload.address.eq(here.address + offset),
+            self.command.payload.address.eq(address),
             self.command.payload.length.eq(here.length),
         ]
         expert = register(m, 1, Mux(here.routed, self.expert, self.visit_index))
+
+        def forward() -> None:
+            """To the next expert."""
+            m.d.sync += [address.eq(address + here.length), at.eq(at + 1)]
+
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [self.visit_index.eq(0), offset.eq(0)]
+                m.d.sync += [self.visit_index.eq(0), at.eq(0), address.eq(here.address)]
                 with m.If(self.i.valid):
                     m.next = "ASK"
                     with m.If(here.each):
@@ -229,13 +248,16 @@ class RegionSequencer(wiring.Component):
                     m.d.sync += visits.eq(Mux(here.routed, self.visits, here.experts))
                     m.next = "LOOK"
             with m.State("LOOK"):
-                m.next = "MULTIPLY"
-            with m.State("MULTIPLY"):
-                m.d.sync += offset.eq(short_product_value(here.length, expert))
-                m.next = "ASK"
+                m.next = "SEEK"
+            with m.State("SEEK"):
+                with m.If(at == expert):
+                    m.next = "ASK"
+                with m.Else():
+                    forward()
             with m.State("ASK"):
                 m.d.comb += [self.command.valid.eq(1), self.i.ready.eq(self.command.ready & last)]
                 with m.If(self.command.ready):
+                    forward()
                     m.d.sync += self.visit_index.eq(self.visit_index + 1)
                     m.next = "LOOK"
                     with m.If(last):

@@ -284,19 +284,24 @@ class RowScalars(wiring.Component):
         interval = Signal(range(SCALAR_INTERVAL))
         in_flight, available = Signal(range(ROWS_IN_FLIGHT + 1)), Signal(range(ROWS_IN_FLIGHT + 1))
         started = Signal(SCALAR_LATENCY - 1)
+        rested, full = Signal(init=1), Signal()  # that interval is 0, that in_flight is at its end: all registers wait for them
         m.d.comb += [
-            self.ready.eq((interval == 0) & ~in_flight[-1]),
+            self.ready.eq(rested & ~full),
             self.valid.eq(available != 0),
         ]
+        with m.If(self.start & ~self.take):
+            m.d.sync += full.eq(in_flight == ROWS_IN_FLIGHT - 1)
+        with m.If(self.take & ~self.start):
+            m.d.sync += full.eq(0)
         m.d.sync += [
             started.eq(Cat(self.start, started)),
             in_flight.eq(in_flight + self.start - self.take),
             available.eq(available + started[-1] - self.take),
         ]
         with m.If(self.start):
-            m.d.sync += interval.eq(SCALAR_INTERVAL - 1)
-        with m.Elif(interval != 0):
-            m.d.sync += interval.eq(interval - 1)
+            m.d.sync += [interval.eq(SCALAR_INTERVAL - 1), rested.eq(0)]
+        with m.Elif(~rested):
+            m.d.sync += [interval.eq(interval - 1), rested.eq(interval == 1)]
 
         # The products of a row: operands, weight, subtracted.
         s1, s2 = Signal(signed(2 * LIMB)), Signal(3 * LIMB)
