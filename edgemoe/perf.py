@@ -25,6 +25,7 @@ from edgemoe.config import HardwareConfig, ModelConfig
 from edgemoe.core import fetch, loader, sequencer, writer
 from edgemoe.core.activation import READ_LATENCY
 from edgemoe.core.fifo import Fifo
+from edgemoe.core.guard import Guard
 from edgemoe.core.interface import MAX_BURST
 from edgemoe.errors import BadInput
 from edgemoe.isa import DESCRIPTOR_BYTES, Descriptor, Dest, Op, Source, Wait
@@ -398,7 +399,7 @@ class _Port:
         while True:
             yield lambda: self.coming
             burst = self.coming[0]
-            yield max(burst.accepted + self.latency, self.free)
+            yield max(burst.accepted + Guard.LATENCY + self.latency, self.free)
             burst.first, burst.last = self._move(burst.words)
             self.free = burst.last + 1
             yield self.free

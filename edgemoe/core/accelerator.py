@@ -14,6 +14,7 @@ from edgemoe.core.executor import Executor
 from edgemoe.core.exponents import ExponentTable
 from edgemoe.core.fetch import Fetch
 from edgemoe.core.filler import Filler
+from edgemoe.core.guard import Guard
 from edgemoe.core.interface import ADDRESS_BITS, COUNTERS, ControlPort, MemoryPort, MonitorPort
 from edgemoe.core.loader import Loader
 from edgemoe.core.reader import TOKEN_TAG, Reader
@@ -21,6 +22,7 @@ from edgemoe.core.sequencer import Dispatcher, RegionSequencer
 from edgemoe.core.storer import Storer
 from edgemoe.core.writer import Writer, reorder_spec
 from edgemoe.isa import Error
+from edgemoe.numeric import register
 from edgemoe.stream import connect
 from edgemoe.units.attention import ReorderUnit
 from edgemoe.units.matmul import DotArray, MatmulSpec
@@ -290,42 +292,28 @@ class Accelerator(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         control, port = self.control, self.memory
-        core = Core(self.hardware)
-        reset = Signal()
+        core, guard = Core(self.hardware), Guard(self.hardware)
+        cool, reset = Signal(), Signal()  # a register: it reaches everything
+        m.d.sync += reset.eq(cool)
         m.submodules.core = ResetInserter(reset)(core)
+        m.submodules.guard = ResetInserter(reset)(guard)
         held = {k: Signal.like(getattr(control, k)) for k in ("program", "image", "output", "images", "task")}
         m.d.comb += [getattr(core, k).eq(v) for k, v in held.items()]
         for name in self.monitor.signature.members:
             m.d.comb += Value.cast(getattr(self.monitor, name)).eq(Value.cast(getattr(core.monitor, name)))
 
-        # the memory port: addresses are checked, and at the end what was asked for is awaited
         running, error = Signal(), Signal(4)
-        request = core.memory.read_request
-        outside = (request.payload.address + request.payload.length) >= self.hardware.memory_words
-        write_outside = core.memory.write.payload.address >= self.hardware.memory_words
-        asked = port.read_request.valid & port.read_request.ready
-        answered = port.read_data.valid & port.read_data.ready
-        written = port.write.valid & port.write.ready
-        outstanding = Signal(16)
-        m.d.sync += outstanding.eq(outstanding + Mux(asked, request.payload.length + 1, 0) - answered)
-        m.d.comb += [
-            port.read_request.valid.eq(request.valid & running & ~outside),
-            Value.cast(port.read_request.payload).eq(Value.cast(request.payload)),
-            request.ready.eq(port.read_request.ready & running & ~outside),
-            core.memory.read_data.valid.eq(port.read_data.valid),
-            core.memory.read_data.payload.eq(port.read_data.payload),
-            port.read_data.ready.eq(core.memory.read_data.ready | ~running),
-            port.write.valid.eq(core.memory.write.valid & ~write_outside & running),
-            Value.cast(port.write.payload).eq(Value.cast(core.memory.write.payload)),
-            core.memory.write.ready.eq(port.write.ready & ~write_outside),
-        ]
-        address_error = running & ((request.valid & outside) | (core.memory.write.valid & write_outside))
+        wiring.connect(m, core.memory, guard.core)
+        wiring.connect(m, guard.port, wiring.flipped(port))
+        m.d.comb += guard.running.eq(running)
 
-        silence = Signal(TIMEOUT_BITS + 1)
-        progress = Cat(asked, answered, written, core.beat, *(
-            getattr(core.monitor, f"{k}_valid") for k in ("product", "norm", "load", "route")
-        )).any()  # fmt: skip
-        m.d.sync += silence.eq(Mux(progress | ~running, 0, silence + 1))
+        silence, progress = Signal(TIMEOUT_BITS + 1), Signal()
+        m.d.sync += [
+            progress.eq(Cat(guard.asked, guard.answered, guard.written, core.beat, *(
+                getattr(core.monitor, f"{k}_valid") for k in ("product", "norm", "load", "route")
+            )).any()),
+            silence.eq(Mux(progress | ~running, 0, silence + 1)),
+        ]  # fmt: skip
 
         cooling = Signal(range(RESET_CYCLES + 1))
         m.d.comb += [control.error.eq(error), control.busy.eq(0)]
@@ -340,8 +328,8 @@ class Accelerator(wiring.Component):
                 m.next = "RUN"
             with m.State("RUN"):
                 m.d.comb += control.busy.eq(1)
-                failure = Mux(core.error != 0, core.error, Mux(address_error, Error.ADDRESS, Error.TIMEOUT))
-                with m.If((core.error != 0) | address_error | silence[-1]):
+                failure = Mux(core.error != 0, core.error, Mux(guard.outside, Error.ADDRESS, Error.TIMEOUT))
+                with m.If((core.error != 0) | guard.outside | silence[-1]):
                     m.d.sync += [error.eq(failure), running.eq(0)]
                     m.next = "DRAIN"
                 with m.Elif(core.finished):
@@ -354,21 +342,21 @@ class Accelerator(wiring.Component):
                     m.next = "DRAIN"
             with m.State("DRAIN"):
                 m.d.comb += control.busy.eq(1)
-                with m.If(outstanding == 0):
+                with m.If(guard.idle):
                     m.d.sync += cooling.eq(Mux(error != 0, RESET_CYCLES, 0))
                     m.next = "COOL"
             with m.State("COOL"):
-                m.d.comb += [reset.eq(1), control.busy.eq(1)]
+                m.d.comb += [cool.eq(1), control.busy.eq(1)]
                 m.d.sync += cooling.eq(cooling - 1)
                 with m.If(cooling == 0):
                     m.d.comb += control.done.eq(1)
                     m.next = "IDLE"
 
         counting = {
-            "cycles": control.busy, "mac_cycles": core.beat, "weight_stalls": core.rows_wait,
-            "activation_stalls": core.tokens_wait, "read_words": answered, "write_words": written,
-            "saturated": core.saturated,
+            "mac_cycles": core.beat, "weight_stalls": core.rows_wait, "activation_stalls": core.tokens_wait,
+            "read_words": guard.answered, "write_words": guard.written, "saturated": core.saturated,
         }  # fmt: skip
+        counting = {name: register(m, 1, value) for name, value in counting.items()} | {"cycles": control.busy}
         for name in COUNTERS:
             counter = getattr(control, name)
             m.d.sync += counter.eq(counter + counting[name])
