@@ -233,7 +233,7 @@ class Timing:
         # reader: job, tokens, queue; then a word's way to the array
         tokens = 4 * register
         self.first_word = register + tokens + Fifo.LATENCY
-        fetched = register + READ_LATENCY + Fifo.LATENCY
+        fetched = register + READ_LATENCY
         annotated = register
         to_weigher = fetched + annotated
         self.to_array = to_weigher + Weigher.latency + Fifo.LATENCY + register
@@ -241,7 +241,7 @@ class Timing:
         self.to_fork = to_weigher + Weigher.latency - 1
         """From the issue of a word to where its weight and its part of the sum separate."""
         levels = max((hardware.in_lanes - 1).bit_length(), 1)
-        self.sum_to_factor = levels + 2 * register + reciprocal + register
+        self.sum_to_factor = levels + register + reciprocal + register
         """From the last word of a weighted row at the fork to its 1/d, for which it waits."""
 
         # array and writer

@@ -37,7 +37,7 @@ from edgemoe.verilog import collector_paused
 
 Tick = Callable[[str, float | None], None]
 
-SPARE = {"monitor", "record", "record_valid", "collision"}
+SPARE = {"monitor", "record", "record_valid", "collision", "lost"}
 """Outputs that only simulation looks at; the harness leaves them open."""
 HARNESS = "synth_"
 """Beginning of the names of the harness's registers; no unit has such names."""

@@ -196,7 +196,7 @@ class Core(wiring.Component):
         ]
         self._tables(m, reader, filler, writer)
         self._activation(m, activation, reader, filler, writer, norm, gate, storer, loader)
-        self._monitor(m, activation, writer, norm, gate, loader, executor)
+        self._monitor(m, activation, reader, writer, norm, gate, loader, executor)
         return m
 
     def _tables(self, m: Module, reader: Reader, filler: Filler, writer: Writer) -> None:
@@ -246,7 +246,7 @@ class Core(wiring.Component):
             m.d.comb += [Value.cast(getattr(target, k)).eq(Value.cast(getattr(port, k))) for k in keys]
             m.d.comb += [target.value[lane].eq(port.value[lane]) for lane in range(self.hardware.in_lanes)]
 
-    def _monitor(self, m, activation, writer, norm, gate, loader, executor) -> None:
+    def _monitor(self, m, activation, reader, writer, norm, gate, loader, executor) -> None:
         for name, unit in (("product", writer), ("norm", norm), ("route", gate)):
             m.d.comb += [
                 getattr(self.monitor, f"{name}_valid").eq(unit.record_valid),
@@ -254,7 +254,7 @@ class Core(wiring.Component):
             ]
         load = self.monitor.load
         m.d.comb += [
-            self.monitor.conflict.eq(activation.collision),
+            self.monitor.conflict.eq(activation.collision | reader.lost),
             self.monitor.load_valid.eq(loader.write.en),
             load.number.eq(executor.number),
             load.address.eq(loader.write.address),

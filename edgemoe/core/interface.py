@@ -107,7 +107,7 @@ def route_record() -> data.StructLayout:
 class MonitorPort(Signature):
     """Records of all activation writes, for simulation; a record counts in a cycle with ``valid``.
 
-    ``conflict`` stays high once the activation memory saw two of its clients meet.
+    ``conflict`` is high where two clients of the activation memory have met, or the reader's queues overflow.
     """
 
     def __init__(self, hardware: HardwareConfig):

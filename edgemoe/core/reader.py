@@ -24,9 +24,13 @@ from edgemoe.numeric import register, short_product_value
 from edgemoe.stream import Buffer, connect, pipeline
 from edgemoe.units.softmax import Reciprocal, SoftmaxSpec, Weigher
 
-FIFO_DEPTH = 16
+SIDE_DEPTH = 16
+"""More than the cycles from a request to its word."""
 WEIGHT_DEPTH = 32
-"""Words that wait behind the weigher: more than the cycles from a row's last word to its 1/d."""
+"""Words that have been asked for and wait behind the weigher: more than the cycles from the request of a row's last
+word to its 1/d."""
+FACTOR_DEPTH = 32
+"""Rows whose 1/d has been asked for and waits for the writer."""
 SCORE_ONE = 1 << 15
 """A gate score of 1."""
 
@@ -91,6 +95,11 @@ class Reader(wiring.Component):
         ``a`` (in_lanes) and ``tag`` (`TOKEN_TAG`): words in the order of `attention.schedule`.
     factor : Out(stream)
         1/d of every weighted row, in order (`ROW_FACTOR`).
+    lost : Out(1)
+        For simulation: a queue was full when something came. Never.
+
+    Words are asked for only as far as there is room for them behind the weigher, and for the 1/d of their row: nothing
+    between the memory and those two queues ever waits, so no path of ``ready`` leads through it.
     """
 
     def __init__(self, hardware: HardwareConfig):
@@ -117,6 +126,7 @@ class Reader(wiring.Component):
                 "exponent_maximum": In(4),
                 "o": Out(stream.Signature(data.StructLayout({"a": a_word, "tag": TOKEN_TAG}))),
                 "factor": Out(stream.Signature(ROW_FACTOR)),
+                "lost": Out(1),
             }
         )
 
@@ -127,57 +137,61 @@ class Reader(wiring.Component):
         side = data.StructLayout(
             {"word": 12, "last": 1, "weigh": 1, "head": self.head_bits, "keys": 12, "tag": TOKEN_TAG}
         )
-        m.submodules.sides = sides = Fifo(side, FIFO_DEPTH)
-        m.submodules.words = words = Fifo(data.ArrayLayout(signed(22), lanes), FIFO_DEPTH)
-        self._words(m, job, tokens, sides, words)
+        m.submodules.sides = sides = Fifo(side, SIDE_DEPTH)
+        m.submodules.factors = factors = Fifo(ROW_FACTOR, FACTOR_DEPTH)
+        arrived = self._words(m, job, tokens, sides, factors)
 
         # annotate: masks, maxima and exponents meet their word
         m.submodules.weigher = weigher = Weigher(
             self.softmax, lanes, tag=data.StructLayout({"weigh": 1, "tag": TOKEN_TAG})
         )
         here = sides.o.payload
-        both = sides.o.valid & words.o.valid
-        enable, valid = pipeline(m, both, weigher.i.ready, 1)
         lane_bits = (lanes - 1).bit_length()
         full, rest = here.keys[lane_bits:], here.keys[:lane_bits]
         mask = [(here.word < full) | ((here.word == full) & (lane < rest)) for lane in range(lanes)]
         m.d.comb += [
-            sides.o.ready.eq(enable & both),
-            words.o.ready.eq(enable & both),
+            sides.o.ready.eq(arrived),
             self.row_read.eq(here.tag.row),
             self.head.eq(here.head),
             self.word.eq(here.word),
-            weigher.i.valid.eq(valid),
         ]
+        m.d.sync += weigher.i.valid.eq(arrived)
         relative = [(self.exponent_maximum - self.exponents[lane])[:4] for lane in range(lanes)]
         fields = {
-            "lane": Value.cast(words.o.payload), "mask": Cat(mask), "maximum": self.maximum,
+            "lane": Value.cast(self.memory.data), "mask": Cat(mask), "maximum": self.maximum,
             "relative": Cat(relative), "active": here.weigh, "last": here.last,
             "tag": Cat(here.weigh, Value.cast(here.tag)),
         }  # fmt: skip
         m.d.comb += [
-            Value.cast(getattr(weigher.i.payload, name)).eq(register(m, enable, value))
+            Value.cast(getattr(weigher.i.payload, name)).eq(register(m, 1, value))
             for name, value in fields.items()
         ]
 
         # 1/d, and the gate that holds a weighted row's last word back until its 1/d is there
         m.submodules.reciprocal = reciprocal = Reciprocal(self.softmax)
-        m.submodules.factors = factors = Fifo(ROW_FACTOR, 8)
-        m.submodules.sums = sums = Buffer(weigher.sum.payload.shape())  # ends the way back of ``ready``
-        connect(m, weigher.sum, sums.i)
         m.d.comb += [
-            reciprocal.i.valid.eq(sums.o.valid),
-            reciprocal.i.payload.d.eq(sums.o.payload),
-            sums.o.ready.eq(reciprocal.i.ready),
+            weigher.sum.ready.eq(1),
+            reciprocal.i.valid.eq(weigher.sum.valid),
+            reciprocal.i.payload.d.eq(weigher.sum.payload),
+            reciprocal.o.ready.eq(1),
             factors.i.valid.eq(reciprocal.o.valid),
             factors.i.payload.multiplier.eq(reciprocal.o.payload.multiplier),
             factors.i.payload.shift.eq(reciprocal.o.payload.shift),
-            reciprocal.o.ready.eq(factors.i.ready),
         ]
         connect(m, factors.o, wiring.flipped(self.factor))
         m.submodules.weighted = weighted = Fifo(weigher.o.payload.shape(), WEIGHT_DEPTH)
-        connect(m, weigher.o, weighted.i)
-        ready_factors = Signal(6)
+        m.d.comb += [
+            weigher.o.ready.eq(1),
+            weighted.i.valid.eq(weigher.o.valid),
+            Value.cast(weighted.i.payload).eq(Value.cast(weigher.o.payload)),
+            self._left.eq(weighted.freed),
+            self.lost.eq(
+                (weighted.i.valid & ~weighted.i.ready)
+                | (factors.i.valid & ~factors.i.ready)
+                | (arrived & ~sides.o.valid)
+            ),
+        ]
+        ready_factors = Signal(range(FACTOR_DEPTH + 3))  # that no row has taken yet
         out = weighted.o.payload
         needs = out.tag.weigh & out.last
         may = ~needs | (ready_factors != 0)
@@ -188,7 +202,7 @@ class Reader(wiring.Component):
             Value.cast(seam.i.payload.tag).eq(Value.cast(out.tag.tag)),
             weighted.o.ready.eq(seam.i.ready & may),
         ]
-        came, went = factors.i.valid & factors.i.ready, seam.i.valid & seam.i.ready & needs
+        came, went = factors.i.valid, seam.i.valid & seam.i.ready & needs
         m.d.sync += ready_factors.eq(ready_factors + came - went)
         connect(m, seam.o, wiring.flipped(self.o))
         return m
@@ -264,9 +278,11 @@ class Reader(wiring.Component):
         ]
         return tokens, back
 
-    def _words(self, m: Module, job: Signal, tokens: Fifo, sides: Fifo, words: Fifo) -> None:
-        """Read the words of each token, as far as there is room for what comes back."""
-        room = Signal(range(FIFO_DEPTH + 1), init=FIFO_DEPTH)
+    def _words(self, m: Module, job: Signal, tokens: Fifo, sides: Fifo, factors: Fifo) -> Value:
+        """Read the words of each token, as far as there is room behind the weigher; returns when a word is here."""
+        self._left = Signal()  # a word has left the queue behind the weigher
+        room = Signal(range(WEIGHT_DEPTH + 1), init=WEIGHT_DEPTH)
+        rooms = Signal(range(FACTOR_DEPTH + 1), init=FACTOR_DEPTH)  # for 1/d
         word, half = Signal(12), Signal()
         token = tokens.o.payload
         word_last = word + 1 == job.words
@@ -275,11 +291,14 @@ class Reader(wiring.Component):
             tokens.o.valid
             & self._back_valid
             & (room != 0)
+            & (rooms != 0)
             & may_read(token.position, job.follow, self.progress)
         )
-        taken = words.freed
         m.d.comb += tokens.o.ready.eq(issue & row_last)
-        m.d.sync += room.eq(room - issue + taken)
+        m.d.sync += [
+            room.eq(room - issue + self._left),
+            rooms.eq(rooms - (issue & row_last & job.weigh) + factors.freed),
+        ]
         with m.If(issue):
             m.d.sync += word.eq(Mux(word_last, 0, word + 1))
             with m.If(word_last & job.double):
@@ -300,6 +319,5 @@ class Reader(wiring.Component):
             side.tag.row.eq(token.row),
             side.tag.address.eq(token.d_row),
             side.tag.score.eq(token.score),
-            words.i.valid.eq(register(m, 1, self.memory.en, READ_LATENCY)),
-            Value.cast(words.i.payload).eq(Value.cast(self.memory.data)),
         ]
+        return register(m, 1, self.memory.en, READ_LATENCY)
