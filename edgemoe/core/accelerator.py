@@ -147,7 +147,11 @@ class Core(wiring.Component):
         connect(m, executor.write, writer.job)
         connect(m, reader.o, reorder.a)
         connect(m, reorder.o, array.i)
-        connect(m, array.o, writer.i)
+        m.d.comb += [  # the reorder unit spaces the steps as the writer needs it, so that nothing ever waits in the array
+            writer.i.valid.eq(array.o.valid),
+            Value.cast(writer.i.payload).eq(Value.cast(array.o.payload)),
+            array.o.ready.eq(1),
+        ]
         connect(m, reader.factor, writer.factor)
         m.d.comb += [
             Value.cast(getattr(writer, name)).eq(Value.cast(getattr(filler, name)))
@@ -254,7 +258,7 @@ class Core(wiring.Component):
             ]
         load = self.monitor.load
         m.d.comb += [
-            self.monitor.conflict.eq(activation.collision | reader.lost),
+            self.monitor.conflict.eq(activation.collision | reader.lost | (writer.i.valid & ~writer.i.ready)),
             self.monitor.load_valid.eq(loader.write.en),
             load.number.eq(executor.number),
             load.address.eq(loader.write.address),

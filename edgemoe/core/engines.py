@@ -112,7 +112,7 @@ class NormEngine(wiring.Component):
         issue = reading & loaded & (room != 0) & ~self.yield_read & allowed
         word_last, row_last = word + 1 == job.words, row + 1 == job.count
         m.d.sync += [
-            room.eq(room - issue + words.freed),
+            room.eq(room - issue + register(m, 1, words.freed)),
             self.read.en.eq(issue),
             self.read.address.eq(source),
         ]
@@ -266,7 +266,7 @@ class GateEngine(wiring.Component):
         request = router.request.payload
         issue = router.request.valid & (room != 0)
         m.d.comb += router.request.ready.eq(room != 0)
-        m.d.sync += room.eq(room - issue + words.freed)
+        m.d.sync += room.eq(room - issue + register(m, 1, words.freed))
         offset = register(m, 1, short_product_value(job.a_stride, request.row)[:16])
         inside = register(m, 1, job.a_base + request.word)
         m.d.sync += [

@@ -24,7 +24,6 @@ from edgemoe.numeric import (
     saturate_value,
     shift_stage_value,
 )
-from edgemoe.stream import pipeline
 from edgemoe.units.attention import fill_job_layout, set_bits
 from edgemoe.units.requantise import ChannelParameter
 
@@ -329,10 +328,11 @@ class _PageRows:
         room = Signal(range(FIFO_DEPTH + 1), init=FIFO_DEPTH)
         side = data.StructLayout({"word": 12, "row": 16, "slot": filler.slot_bits, "first": 1, "last": 1})
         m.submodules.page_sides = sides = Fifo(side, FIFO_DEPTH)
-        m.submodules.page_words = fetched = Fifo(data.ArrayLayout(signed(22), lanes), FIFO_DEPTH)
+        mantissas = data.StructLayout({"word": lanes * hardware.b_bits, "last": 1})
+        m.submodules.page_words = done = Fifo(mantissas, FIFO_DEPTH)
         word_last, row_last = word + 1 == words, block_row + 1 == self.rows
         issue = active & (room != 0)
-        m.d.sync += room.eq(room - issue + fetched.freed)
+        m.d.sync += room.eq(room - issue + register(m, 1, done.freed))
         with m.If(filler.command.valid & filler.command.ready):
             m.d.sync += [base.eq(filler.command.payload.b_base), row.eq(0)]
         with m.If(self.start):
@@ -356,17 +356,14 @@ class _PageRows:
             into.slot.eq(block_row),
             into.first.eq(word == 0),
             into.last.eq(word_last & row_last),
-            fetched.i.valid.eq(register(m, 1, filler.memory.en, READ_LATENCY)),
-            Value.cast(fetched.i.payload).eq(Value.cast(filler.memory.data)),
         ]
 
-        # stage 1: exponents; 2, 3: rotation of V; 4, 5: shift; 6: rounding and saturation
+        # stage 1: exponents; 2, 3: rotation of V; 4, 5: shift; 6: rounding and saturation. None of them waits.
         stages = 6
-        enable, valid = pipeline(m, sides.o.valid & fetched.o.valid, self.ready, stages)
-        here, take = sides.o.payload, enable & sides.o.valid & fetched.o.valid
+        take = register(m, 1, filler.memory.en, READ_LATENCY)
+        here = sides.o.payload
         m.d.comb += [
             sides.o.ready.eq(take),
-            fetched.o.ready.eq(take),
             filler.key_head.eq(command.head),
             filler.key_word.eq(here.row[lane_bits:]),
             filler.value_head.eq(command.head),
@@ -374,7 +371,7 @@ class _PageRows:
         ]
         key_exponent = Array(filler.key_exponents[lane] for lane in range(lanes))[here.row[:lane_bits]]
         exponents = [
-            register(m, enable, Mux(values, filler.value_exponents[lane], key_exponent))
+            register(m, 1, Mux(values, filler.value_exponents[lane], key_exponent))
             for lane in range(lanes)
         ]
         m.d.comb += [
@@ -382,31 +379,34 @@ class _PageRows:
             self.key_index.eq(here.slot),
             self.key_exponent.eq(key_exponent),
         ]
-        word_lanes = [register(m, enable, fetched.o.payload[lane][:16]) for lane in range(lanes)]
-        turn = register(m, enable, Mux(values, here.row[:lane_bits], 0))
+        word_lanes = [register(m, 1, filler.memory.data[lane][:16]) for lane in range(lanes)]
+        turn = register(m, 1, Mux(values, here.row[:lane_bits], 0))
         half = (lane_bits + 1) // 2
         for low, high in ((0, half), (half, lane_bits)):
             for bit in range(low, high):
                 turned = [word_lanes[(lane + (1 << bit)) % lanes] for lane in range(lanes)]
                 word_lanes = [Mux(turn[bit], t, w) for t, w in zip(turned, word_lanes, strict=True)]
-            word_lanes = [register(m, enable, w) for w in word_lanes]
-            turn = register(m, enable, turn)
-            exponents = [register(m, enable, e) for e in exponents]
+            word_lanes = [register(m, 1, w) for w in word_lanes]
+            turn = register(m, 1, turn)
+            exponents = [register(m, 1, e) for e in exponents]
         # one bit more than the mantissa is kept for its rounding: rs(x, e) = ((2 x >> e) + 1) >> 1
         doubled = [Cat(Const(0, 1), w).as_signed() for w in word_lanes]
         for low, high in ((0, 2), (2, 4)):
             doubled = [
-                register(m, enable, shift_stage_value(x, e, low, high).as_signed())
+                register(m, 1, shift_stage_value(x, e, low, high).as_signed())
                 for x, e in zip(doubled, exponents, strict=True)
             ]
-            exponents = [register(m, enable, e) for e in exponents]
+            exponents = [register(m, 1, e) for e in exponents]
         result = [
-            register(m, enable, saturate_value(rounding_shift_value(x.as_signed(), 1), hardware.b_bits))
+            register(m, 1, saturate_value(rounding_shift_value(x.as_signed(), 1), hardware.b_bits))
             for x in doubled
         ]
-        last = register(m, enable, here.last, stages)
         m.d.comb += [
-            self.valid.eq(valid),
-            self.word.eq(Cat(result)),
-            self.done.eq(valid & self.ready & last),
+            done.i.valid.eq(register(m, 1, take, stages)),
+            done.i.payload.word.eq(Cat(result)),
+            done.i.payload.last.eq(register(m, 1, here.last, stages)),
+            self.valid.eq(done.o.valid),
+            self.word.eq(done.o.payload.word),
+            done.o.ready.eq(self.ready),
+            self.done.eq(done.o.valid & self.ready & done.o.payload.last),
         ]

@@ -296,8 +296,8 @@ class Reader(wiring.Component):
         )
         m.d.comb += tokens.o.ready.eq(issue & row_last)
         m.d.sync += [
-            room.eq(room - issue + self._left),
-            rooms.eq(rooms - (issue & row_last & job.weigh) + factors.freed),
+            room.eq(room - issue + register(m, 1, self._left)),
+            rooms.eq(rooms - (issue & row_last & job.weigh) + register(m, 1, factors.freed)),
         ]
         with m.If(issue):
             m.d.sync += word.eq(Mux(word_last, 0, word + 1))

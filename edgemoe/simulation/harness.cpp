@@ -362,7 +362,7 @@ class Simulation {
                           sizeof top_.monitor__load >= LOAD_BYTES && sizeof top_.monitor__route >= ROUTE_BYTES,
                       "the Verilog was generated for other hardware");
         if (top_.monitor__conflict && !rule_errors_)
-            note(rule_errors_, "two clients met at the activation memory, or a queue of the reader was full");
+            note(rule_errors_, "two clients met at the activation memory, or something came where there was no room");
         if (top_.monitor__product_valid) record(0, &top_.monitor__product, PRODUCT_BYTES);
         if (top_.monitor__norm_valid) record(1, &top_.monitor__norm, NORM_BYTES);
         if (top_.monitor__load_valid) record(2, &top_.monitor__load, LOAD_BYTES);
