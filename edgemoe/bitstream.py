@@ -26,7 +26,7 @@ OPTIONS = "AMARANTH_nextpnr_opts"
 """Environment variable with more options of nextpnr, as Amaranth has it."""
 CLOCKS = {"core": "CLKOP", "memory": "CLKOS"}
 """Outputs of the PLL by clock."""
-PIPELINE = 8
+PIPELINE = 9
 """Clocks of the memory from a request at the controller to its first command, and from the last register to the port."""
 CROSSING = 6
 """Cycles of the slower clock for a crossing there and back."""

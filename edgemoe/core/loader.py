@@ -245,7 +245,8 @@ class Aligner(wiring.Component):
     final : Out(1)
         High with the write of a piece that is marked so.
 
-    Throughput: one piece per cycle, if there are pixels: a chunk per cycle. Latency 3 cycles.
+    Throughput: one piece per cycle, if there are pixels: a chunk per cycle if pieces are whole, else in 2 cycles at worst.
+    Latency 3 cycles.
     """
 
     def __init__(self, hardware: HardwareConfig):
@@ -272,8 +273,7 @@ class Aligner(wiring.Component):
         piece = self.piece.payload
         put, take = Signal(), Signal()
         m.d.comb += [
-            # Room for a chunk: now, or because this piece leaves.
-            self.i.ready.eq((level <= n) | (take & (level <= n + 1 + piece.extra))),
+            self.i.ready.eq(level <= n),  # not also where this piece makes room: a long path for a cycle now and then
             put.eq(self.i.valid & self.i.ready),
             self.piece.ready.eq(level > piece.extra),
             take.eq(self.piece.valid & self.piece.ready),
@@ -295,15 +295,15 @@ class Aligner(wiring.Component):
             pixels = self._turn(pixels, turn[bit], 1 << bit)
         first = [Signal(16, name=f"pixel{i}", reset_less=True) for i in range(len(pixels))]
         fine = Signal(max(1, k + 1 - coarse), reset_less=True)
-        lane, extra = Signal(k, reset_less=True), Signal(k, reset_less=True)
+        lane, upto = Signal(k, reset_less=True), Signal(k, reset_less=True)
         address = Signal(16, reset_less=True)
         m.d.sync += [register.eq(value) for register, value in zip(first, pixels, strict=True)]
-        m.d.sync += [fine.eq(turn), lane.eq(piece.lane), extra.eq(piece.extra), address.eq(piece.address)]
+        m.d.sync += [fine.eq(turn), lane.eq(piece.lane), upto.eq(piece.lane + piece.extra), address.eq(piece.address)]
 
         pixels = list(first)
         for bit in range(k - coarse, -1, -1):
             pixels = self._turn(pixels, fine[bit], 1 << bit)
-        mask = [(lane <= i) & (i <= lane + extra) for i in range(n)]
+        mask = [(lane <= i) & (i <= upto) for i in range(n)]
         m.d.sync += [
             self.write.en.eq(valid[0]),
             self.final.eq(valid[0] & final[0]),

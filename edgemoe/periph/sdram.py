@@ -33,7 +33,7 @@ from edgemoe.core.interface import MemoryPort
 from edgemoe.errors import BadInput
 from edgemoe.numeric import is_power_of_two
 from edgemoe.periph.segments import Segments
-from edgemoe.stream import connect
+from edgemoe.stream import Buffer, connect
 
 COLUMN_BYTES = 2
 """Bytes of a column: the data bus has 16 bits."""
@@ -384,11 +384,13 @@ class SdramController(wiring.Component):
         )
         connect(m, wiring.flipped(self.port.read_request), segments.request)
         connect(m, wiring.flipped(self.port.write), segments.write)
+        m.submodules.following = following = Buffer(segments.o.payload.shape())  # ends the way of ``ready``
+        connect(m, segments.o, following.i)
         self._holds(m, s)
-        self._rows(m, s, segments.o)
-        self._current(m, s, segments.o)
+        self._rows(m, s, following.o)
+        self._current(m, s, following.o)
         self._refresh(m, s)
-        self._commands(m, s, segments.o)
+        self._commands(m, s, following.o)
         self._write_data(m, s, segments.data)
         self._read_data(m, s)
         return m
@@ -672,7 +674,8 @@ def cycles(bursts: Iterable[tuple[int, int]], spec: SdramSpec, port_bytes: int) 
     row_of: dict[int, int] = {}
     opened: dict[int, int] = {}
     read: dict[int, int] = {}
-    emit, take, before, goes = -1, 0, None, range(0)
+    emit, before, goes = -1, None, range(0)
+    taken = [0, 0, 0]  # the last segments: two wait in the buffer, one before it
 
     def free(cycle: int) -> int:
         """The first cycle from this one on in which the command pins are free for a PRECHARGE or ACTIVATE."""
@@ -688,8 +691,8 @@ def cycles(bursts: Iterable[tuple[int, int]], spec: SdramSpec, port_bytes: int) 
         while words:
             count = min(words, line_words - index)
             bank, row = line & 3, line >> 2
-            emit = max(emit + gap, take)
-            prepared = emit + 2
+            emit = max(emit + gap, taken[0])
+            prepared = max(emit + 1, taken[-1]) + 2
             if line != before:
                 prepared += 1
                 if row_of.get(bank) != row:
@@ -700,6 +703,7 @@ def cycles(bursts: Iterable[tuple[int, int]], spec: SdramSpec, port_bytes: int) 
                     opened[bank] = at = free(at)
                     prepared = at + max(1, spec.rcd - 1)
             take = max(prepared, goes[-1]) if goes else prepared
+            taken = [*taken[1:], take]
             start = max(take + 1, goes[-1] + burst) if goes else take + 1
             goes = range(start, start + count * per_word * burst, burst)
             row_of[bank], read[bank], before = row, goes[-1], line

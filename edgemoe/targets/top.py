@@ -29,7 +29,7 @@ from edgemoe.periph.lights import Lights
 from edgemoe.periph.link import HostLink
 from edgemoe.periph.sdram import SdramController, SdramPins, SdramSpec
 from edgemoe.periph.share import MemoryShare
-from edgemoe.stream import connect
+from edgemoe.stream import Buffer, connect
 
 BAUD = 3_000_000
 """Of the FT231X on many boards, at most."""
@@ -118,7 +118,9 @@ class Top(wiring.Component):
 
         connect(m, link.read_request, share.first.read_request)
         connect(m, link.write, share.first.write)
-        connect(m, share.first.read_data, link.read_data)
+        m.submodules.words = words = resets(Buffer(link.read_data.payload.shape()))  # ends the way of ``ready``
+        connect(m, share.first.read_data, words.i)
+        connect(m, words.o, link.read_data)
         m.d.comb += share.turn.eq(accelerator.control.busy)
         wiring.connect(m, accelerator.memory, share.second)
         wiring.connect(m, share.memory, crossing.core)
