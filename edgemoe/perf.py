@@ -263,7 +263,7 @@ class Timing:
 
         # layer norm
         self.norm = layernorm.LayerNormSpec(hardware.in_lanes, hardware.norm_lanes, hardware.dim)
-        self.to_norm = register + READ_LATENCY + Fifo.LATENCY
+        self.to_norm = 2 * register + READ_LATENCY + Fifo.LATENCY
         self.norm_row = layernorm.latency(self.norm)
 
         # routing

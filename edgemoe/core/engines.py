@@ -12,7 +12,7 @@ from edgemoe.core.fifo import Fifo
 from edgemoe.core.interface import norm_record, route_record
 from edgemoe.core.reader import FOLLOW, PROGRESS, may_read
 from edgemoe.numeric import register, short_product_value
-from edgemoe.stream import connect
+from edgemoe.stream import Buffer, connect
 from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
 from edgemoe.units.router import Router, RouterSpec
 from edgemoe.units.softmax import Reciprocal, SoftmaxSpec
@@ -133,15 +133,17 @@ class NormEngine(wiring.Component):
             words.i.valid.eq(register(m, 1, self.read.en, READ_LATENCY)),
             Value.cast(words.i.payload).eq(Value.cast(self.read.data)),
         ]
-        both = addresses.o.valid & words.o.valid
+        m.submodules.seam = seam = Buffer(norm.i.payload.shape())  # ends the way of ``ready``
+        both, into = addresses.o.valid & words.o.valid, seam.i.payload
         m.d.comb += [
-            norm.i.valid.eq(both),
-            norm.i.payload.last.eq(addresses.o.payload.last),
-            norm.i.payload.tag.eq(addresses.o.payload.address),
-            addresses.o.ready.eq(both & norm.i.ready),
-            words.o.ready.eq(both & norm.i.ready),
+            seam.i.valid.eq(both),
+            into.last.eq(addresses.o.payload.last),
+            into.tag.eq(addresses.o.payload.address),
+            addresses.o.ready.eq(both & seam.i.ready),
+            words.o.ready.eq(both & seam.i.ready),
         ]
-        m.d.comb += [norm.i.payload.x[lane].eq(words.o.payload[lane][:16]) for lane in range(lanes)]
+        m.d.comb += [into.x[lane].eq(words.o.payload[lane][:16]) for lane in range(lanes)]
+        connect(m, seam.o, norm.i)
 
         # write
         out = norm.o.payload

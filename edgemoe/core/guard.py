@@ -1,6 +1,6 @@
 """The last stage before the memory port: no request leaves that names a word which is not there.
 
-    core --> register, address compared --> port
+    core --> address compared --> buffer --> port
 
 A run that ends, well or badly, first awaits what it has asked for; that is counted here.
 """
@@ -8,11 +8,12 @@ A run that ends, well or badly, first awaits what it has asked for; that is coun
 from __future__ import annotations
 
 from amaranth.hdl import Module, Mux, Signal, Value
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from edgemoe.config import HardwareConfig
 from edgemoe.core.interface import MemoryPort
+from edgemoe.stream import Buffer
 
 OUTSTANDING_BITS = 16
 
@@ -37,7 +38,7 @@ class Guard(wiring.Component):
     asked, answered, written : Out(1)
         In this cycle a request, a word, a write passes the port.
 
-    Throughput 1 per cycle; latency of requests and writes 1 cycle, of data 0. The way of ``ready`` passes through.
+    Throughput 1 per cycle; latency of requests and writes 1 cycle, of data 0. That of data passes ``ready`` through.
     """
 
     LATENCY = 1
@@ -59,9 +60,9 @@ class Guard(wiring.Component):
 
         read = core.read_request.payload
         read_outside = self._stage(
-            m, core.read_request, port.read_request, (read.address + read.length) >= words
+            m, "reads", core.read_request, port.read_request, (read.address + read.length) >= words
         )
-        write_outside = self._stage(m, core.write, port.write, core.write.payload.address >= words)
+        write_outside = self._stage(m, "writes", core.write, port.write, core.write.payload.address >= words)
         m.d.comb += [
             core.read_data.valid.eq(port.read_data.valid),
             core.read_data.payload.eq(port.read_data.payload),
@@ -79,19 +80,19 @@ class Guard(wiring.Component):
         m.d.comb += self.idle.eq((outstanding == 0) & ~port.read_request.valid & ~port.write.valid)
         return m
 
-    def _stage(self, m: Module, source, sink, bad: Value) -> Value:
-        """A register that holds a payload and whether it is bad; returns that a bad one waits."""
-        full, outside = Signal(), Signal()
-        good, room = full & ~outside, Signal()
+    def _stage(self, m: Module, name: str, source, sink, bad: Value) -> Value:
+        """A buffer of payloads and whether they are bad; returns that a bad one waits."""
+        m.submodules[name] = buffer = Buffer(
+            data.StructLayout({"payload": source.payload.shape(), "bad": 1})
+        )
+        here = buffer.o.payload
         m.d.comb += [
-            room.eq(~full | (good & sink.ready)),
-            sink.valid.eq(good),
-            source.ready.eq(room & self.running),
+            buffer.i.valid.eq(source.valid & self.running),
+            Value.cast(buffer.i.payload.payload).eq(Value.cast(source.payload)),
+            buffer.i.payload.bad.eq(bad),
+            source.ready.eq(buffer.i.ready & self.running),
+            sink.valid.eq(buffer.o.valid & ~here.bad),
+            Value.cast(sink.payload).eq(Value.cast(here.payload)),
+            buffer.o.ready.eq(sink.ready & ~here.bad),
         ]
-        with m.If(room):
-            m.d.sync += [
-                full.eq(source.valid & self.running),
-                outside.eq(bad),
-                Value.cast(sink.payload).eq(Value.cast(source.payload)),
-            ]
-        return full & outside
+        return buffer.o.valid & here.bad

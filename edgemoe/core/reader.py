@@ -229,7 +229,9 @@ class Reader(wiring.Component):
         m.d.comb += self.job.ready.eq(~active & moved)
         with m.If(self._back_done):
             m.d.sync += self._back_valid.eq(0)
-        with m.If(~moved & (~self._back_valid | self._back_done)):
+        self._moves, self._moving = Signal(), job  # to the back
+        m.d.comb += self._moves.eq(~moved & (~self._back_valid | self._back_done))
+        with m.If(self._moves):
             m.d.sync += [Value.cast(back).eq(Value.cast(job)), self._back_valid.eq(1), moved.eq(1)]
         with m.If(self.job.valid & self.job.ready):
             m.d.sync += [
@@ -283,9 +285,8 @@ class Reader(wiring.Component):
         self._left = Signal()  # a word has left the queue behind the weigher
         room = Signal(range(WEIGHT_DEPTH + 1), init=WEIGHT_DEPTH)
         rooms = Signal(range(FACTOR_DEPTH + 1), init=FACTOR_DEPTH)  # for 1/d
-        word, half = Signal(12), Signal()
+        word, word_last, half = Signal(12), Signal(), Signal()
         token = tokens.o.payload
-        word_last = word + 1 == job.words
         row_last = word_last & (half | ~job.double)
         issue = (
             tokens.o.valid
@@ -300,9 +301,14 @@ class Reader(wiring.Component):
             rooms.eq(rooms - (issue & row_last & job.weigh) + register(m, 1, factors.freed)),
         ]
         with m.If(issue):
-            m.d.sync += word.eq(Mux(word_last, 0, word + 1))
+            m.d.sync += [
+                word.eq(Mux(word_last, 0, word + 1)),
+                word_last.eq(Mux(word_last, job.words == 1, word + 2 == job.words)),
+            ]
             with m.If(word_last & job.double):
                 m.d.sync += half.eq(~half)
+        with m.If(self._moves):
+            m.d.sync += word_last.eq(self._moving.words == 1)
         m.d.comb += self._back_done.eq(issue & row_last & token.job_last)
         side = sides.i.payload
         m.d.sync += [

@@ -367,8 +367,8 @@ class Requests(wiring.Component):
         self.burst, self.sums = Signal(range(MAX_BURST + 1)), Signal()
         self.waiting, self.moved, silence = Signal(), Signal(), Signal(range(self.patience + 1))
         request, read, write = self.memory.read_request, self.memory.read_data, self.memory.write
+        m.d.sync += self.sums.eq(self.command == Command.CHECKSUM)
         m.d.comb += [
-            self.sums.eq(self.command == Command.CHECKSUM),
             self.crc.data.eq(self.narrow.o.payload),
             request.payload.address.eq(self.address),
             request.payload.length.eq(self.burst - 1),

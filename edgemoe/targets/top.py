@@ -121,7 +121,7 @@ class Top(wiring.Component):
         m.submodules.words = words = resets(Buffer(link.read_data.payload.shape()))  # ends the way of ``ready``
         connect(m, share.first.read_data, words.i)
         connect(m, words.o, link.read_data)
-        m.d.comb += share.turn.eq(accelerator.control.busy)
+        m.d.sync += share.turn.eq(accelerator.control.busy)  # a cycle late: nobody asks for anything yet
         wiring.connect(m, accelerator.memory, share.second)
         wiring.connect(m, share.memory, crossing.core)
         wiring.connect(m, crossing.memory, controller.port)

@@ -312,11 +312,7 @@ class _Position:
         self.new, self.old, self.end = Signal(), Signal(), Signal()
         self.address = Signal(range(spec.slot_sets * spec.slot_words))
         job = unit.job.payload
-        m.d.comb += [
-            self.word_last.eq(self.word + 1 == self.words),
-            self.token_last.eq(self.token + 1 == self.count),
-            unit.job.ready.eq(~self.active),
-        ]
+        m.d.comb += unit.job.ready.eq(~self.active)
         with m.If(unit.job.valid & unit.job.ready):
             m.d.sync += [
                 self.active.eq(1),
@@ -327,6 +323,13 @@ class _Position:
                 self.block.eq(0),
                 self.token.eq(0),
                 self.word.eq(0),
+                self.word_last.eq(job.words == 1),
+                self.token_last.eq(job.count == 1),
+            ]
+        with m.If(self.advance):
+            m.d.sync += [
+                self.word.eq(Mux(self.word_last, 0, self.word + 1)),
+                self.word_last.eq(Mux(self.word_last, self.words == 1, self.word + 2 == self.words)),
             ]
 
 
@@ -393,10 +396,13 @@ def _many_sets(m: Module, unit: ReorderUnit, position: _Position, filling: _Fill
     m.d.sync += full.eq(full + filling.block_done - block_used)
     with m.If(filling.block_done):
         m.d.sync += fill_base.eq(Mux(fill_base == last_base, 0, fill_base + spec.slot_words))
-    with m.If(position.advance):
-        m.d.sync += position.word.eq(Mux(position.word_last, 0, position.word + 1))
-        with m.If(position.word_last):
-            m.d.sync += position.token.eq(Mux(position.token_last, 0, position.token + 1))
+    with m.If(position.advance & position.word_last):
+        m.d.sync += [
+            position.token.eq(Mux(position.token_last, 0, position.token + 1)),
+            position.token_last.eq(
+                Mux(position.token_last, position.count == 1, position.token + 2 == position.count)
+            ),
+        ]
     with m.If(block_used):
         m.d.sync += [
             use_base.eq(Mux(use_base == last_base, 0, use_base + spec.slot_words)),
@@ -449,8 +455,6 @@ def _staircase(m: Module, unit: ReorderUnit, position: _Position, filling: _Fill
         position.end.eq(final_use),
         unit.step.eq(step),
     ]
-    with m.If(position.advance):
-        m.d.sync += position.word.eq(Mux(position.word_last, 0, position.word + 1))
     with m.If(step):
         m.d.sync += position.token.eq(Mux(row_last, 0, position.token + 1))
         with m.If(row_last):
