@@ -65,7 +65,8 @@ def section_text(rows: list[dict[str, Any]]) -> str:
         "(above); `tests/test_perf.py` holds the model to 1 % of simulated small hardware. Routing: *balanced* gives every expert "
         "as many tokens, *skewed* gives expert i about 1/(i+1) of the largest share, *one* sends all tokens to the same two.",
         table(head, lines),
-        f"Limits: at most {published.MUST_BYTES['any'] / 1e6} MB for any routing, "
+        f"Limits: at most {published.MUST_BYTES['any'] / 1e6} MB for any routing, with images of 8 bits a pixel "
+        "(those of the table have 16: 0.10 MB more), "
         f"{published.MUST_BYTES['released'] / 1e6} MB for the released image; {published.MUST_CYCLES / 1e6:.2f} M cycles "
         f"(stretch {published.STRETCH_CYCLES / 1e6:.2f} M) at 256. Published, at 256 + 64 lanes: {published.CYCLES}; utilisation "
         f"{percent(published.UTILISATION, 0)} %; {published.EXTERNAL_BYTES / 1e6:.0f} MB. {published.FOLLOWERS}.",
