@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal, Value, signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -110,7 +110,7 @@ class NormEngine(wiring.Component):
         m.submodules.words = words = Fifo(data.ArrayLayout(signed(22), lanes), FIFO_DEPTH)
         allowed = may_read(row, job.follow, self.progress)
         issue = reading & loaded & (room != 0) & ~self.yield_read & allowed
-        word_last, row_last = word + 1 == job.words, row + 1 == job.count
+        word_last, row_last = Signal(), row + 1 == job.count  # the former a register
         m.d.sync += [
             room.eq(room - issue + register(m, 1, words.freed)),
             self.read.en.eq(issue),
@@ -118,6 +118,7 @@ class NormEngine(wiring.Component):
         ]
         with m.If(issue):
             m.d.sync += [word.eq(word + 1), source.eq(source + 1), target.eq(target + 1)]
+            m.d.sync += word_last.eq(Mux(word_last, job.words == 1, word + 2 == job.words))
             with m.If(word_last):
                 next_source, next_target = source_row + job.a_stride, target_row + job.d_stride
                 m.d.sync += [
@@ -170,7 +171,7 @@ class NormEngine(wiring.Component):
             fresh = self.job.payload
             m.d.sync += [
                 Value.cast(job).eq(Value.cast(fresh)),
-                active.eq(1), reading.eq(1), row.eq(0), word.eq(0), rows_left.eq(fresh.count), self.rows.eq(0),
+                active.eq(1), reading.eq(1), row.eq(0), word.eq(0), word_last.eq(fresh.words == 1), rows_left.eq(fresh.count), self.rows.eq(0),
                 source.eq(fresh.a_base), source_row.eq(fresh.a_base),
                 target.eq(fresh.d_base), target_row.eq(fresh.d_base),
             ]  # fmt: skip

@@ -218,12 +218,14 @@ class Reader(wiring.Component):
         sets, slots = self.hardware.slot_sets, self.hardware.out_lanes
         active = Signal()
         block, index, limit = Signal(13), Signal(12), Signal(12)
+        index_last, block_last, ends = Signal(), Signal(), Signal()  # registers; this block is the job's last walk
         fields = data.StructLayout(
             {"a_row": 16, "d_row": 16, "row": 12, "position": 12, "score": 16, "job_last": 1}
         )
         m.submodules.tokens = tokens = Fifo(fields, 4)
         enable, valid = pipeline(m, active, tokens.i.ready, 4)
 
+        has_ramp = sets == 1 and slots > 1
         ramp = Signal(12)  # further tokens of the staircase's ramp
         incoming = self.job.payload
         m.d.comb += self.job.ready.eq(~active & moved)
@@ -241,20 +243,24 @@ class Reader(wiring.Component):
                 block.eq(0),
                 index.eq(0),
                 limit.eq(incoming.count),
+                index_last.eq(incoming.count == 1),
+                block_last.eq(incoming.blocks == 1),
+                ends.eq(0 if has_ramp else incoming.blocks == 1),
                 ramp.eq(Mux(incoming.count < slots - 1, incoming.count, slots - 1) if sets == 1 else 0),
             ]
-        block_last = block + 1 == job.blocks
-        has_ramp = sets == 1 and slots > 1
-        done = (block == job.blocks) if has_ramp else block_last
-        index_last = index + 1 == limit
         with m.If(active & enable):
-            m.d.sync += index.eq(index + 1)
+            m.d.sync += [index.eq(index + 1), index_last.eq(index + 2 == limit)]
             with m.If(index_last):
-                m.d.sync += [index.eq(0), block.eq(block + 1)]
-                if has_ramp:
-                    with m.If(block_last):
-                        m.d.sync += limit.eq(ramp)
-                with m.If(done):
+                following = Mux(block_last, ramp, limit) if has_ramp else limit
+                m.d.sync += [
+                    index.eq(0),
+                    limit.eq(following),
+                    index_last.eq(following == 1),
+                    block.eq(block + 1),
+                    block_last.eq(block + 2 == job.blocks),
+                    ends.eq(block_last if has_ramp else block + 2 == job.blocks),
+                ]
+                with m.If(ends):
                     m.d.sync += active.eq(0)
 
         # stage 1: the queue's entry; 2: row numbers; 3: products; 4: sums
@@ -262,7 +268,7 @@ class Reader(wiring.Component):
             self.entry_index.eq((job.start + index)[: self.queue_bits]),
             self.entry_en.eq(enable),
         ]
-        position, last = register(m, enable, index), register(m, enable, index_last & done)
+        position, last = register(m, enable, index), register(m, enable, index_last & ends)
         a_index = register(m, enable, Mux(job.indirect_a, self.entry.token, position))
         d_index = register(m, enable, Mux(job.indirect_d, self.entry.token, position))
         score = register(m, enable, Mux(job.queued, self.entry.score, SCORE_ONE), 3)

@@ -12,7 +12,7 @@ from edgemoe.periph.packet import FrameReceiver, FrameSender
 from edgemoe.periph.requests import Requests
 from edgemoe.periph.uart import Uart, UartSpec
 from edgemoe.protocol import REQUEST, RESPONSE, Identity
-from edgemoe.stream import connect
+from edgemoe.stream import Buffer, connect
 
 RESET_CYCLES = 64
 FRAME_SILENCE = 0.05
@@ -65,9 +65,14 @@ class Endpoint(wiring.Component):
         for name, part in (("receiver", receiver), ("requests", requests), ("sender", sender)):
             m.submodules[name] = ResetInserter(stuck)(part)
         connect(m, wiring.flipped(self.i), receiver.i)
-        connect(m, receiver.o, requests.i)
         connect(m, requests.header, sender.header)
-        connect(m, requests.payload, sender.payload)
+        for name, source, sink in (
+            ("incoming", receiver.o, requests.i),
+            ("outgoing", requests.payload, sender.payload),
+        ):  # bytes wait in buffers, so that no path of ``ready`` passes through two parts
+            m.submodules[name] = buffer = ResetInserter(stuck)(Buffer(source.payload.shape()))
+            connect(m, source, buffer.i)
+            connect(m, buffer.o, sink)
         connect(m, sender.o, wiring.flipped(self.o))
         wiring.connect(m, requests.memory, wiring.flipped(self.memory))
         wiring.connect(m, wiring.flipped(self.control), requests.control)
