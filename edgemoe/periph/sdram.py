@@ -473,9 +473,13 @@ class SdramController(wiring.Component):
             s.open_bank.eq(Mux(s.reopens, s.bank, bank)),
             s.open_row.eq(Mux(s.reopens, s.row, row)),
         ]
+        row_opens, row_opened, row_bank = Signal(), Signal(spec.device.row_bits, reset_less=True), Signal(2)
+        m.d.sync += [row_opens.eq(s.opens), row_opened.eq(s.open_row), row_bank.eq(s.open_bank)]
         for b in range(4):
+            with m.If(row_opens & (row_bank == b)):  # a cycle late; nobody looks before the one after
+                m.d.sync += rows[b].eq(row_opened)
             with m.If(s.opens & (s.open_bank == b)):
-                m.d.sync += [rows[b].eq(s.open_row), s.is_open[b].eq(1)]
+                m.d.sync += s.is_open[b].eq(1)
             with m.If(s.restart | (s.closes & (bank == b))):
                 m.d.sync += s.is_open[b].eq(0)
 

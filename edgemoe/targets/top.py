@@ -114,7 +114,10 @@ class Top(wiring.Component):
         m.d.comb += [link.rx.eq(self.rx), self.tx.eq(link.tx)]
         for name, member in ControlPort().members.items():
             outer, inner = getattr(link, name), getattr(accelerator.control, name)
-            m.d.comb += inner.eq(outer) if member.flow == In else outer.eq(inner)
+            if member.flow == In:
+                m.d.sync += inner.eq(outer)  # a register: the two lie wide apart
+            else:
+                m.d.comb += outer.eq(inner)
 
         connect(m, link.read_request, share.first.read_request)
         connect(m, link.write, share.first.write)
