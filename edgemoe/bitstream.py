@@ -195,8 +195,8 @@ def read_clocks(report: dict[str, Any], names: dict[str, set[str]]) -> dict[str,
 
 
 def build(
-    name: str, hardware: str | None, seeds: int, target_mhz: float | None, directory: Path, model: str | None,
-    tick: synthesis.Tick,
+    name: str, hardware: str | None, seeds: int, target_mhz: float | None, memory_mhz: float | None, directory: Path,
+    model: str | None, tick: synthesis.Tick,
 ) -> dict[str, Any]:  # fmt: skip
     """Build a board's bitstream into ``directory``; the object that `edgemoe build --json` writes.
 
@@ -208,6 +208,7 @@ def build(
         hardware: a name or file; by default the board's.
         seeds: number of runs of place and route, with seeds 1, 2, ...
         target_mhz: clock of the core, within half a per cent; by default the board's.
+        memory_mhz: highest clock of the memory; by default what its chip can.
         model: whose images per second are predicted, see `shape_of`; by default the board's.
         tick: is told the stage.
     """
@@ -217,7 +218,7 @@ def build(
     wish = target.core_mhz if target_mhz is None else target_mhz
     config = load_hardware(hardware or target.hardware)
     try:
-        spec = target.specification(config, wish)
+        spec = target.specification(config, wish, memory_mhz)
     except BadInput as error:
         raise BadInput(f"--target-mhz {wish:g}: {error}") from None
     device = synthesis.TARGETS[target.target]

@@ -597,7 +597,12 @@ class _Run:
     """One run: the processes and what they share. A value changes in the cycle in which the others see it."""
 
     def __init__(
-        self, program: Program, visits: Sequence[Mapping[int, ArrayLike]], task: int, bandwidth: int, latency: int
+        self,
+        program: Program,
+        visits: Sequence[Mapping[int, ArrayLike]],
+        task: int,
+        bandwidth: int,
+        latency: int,
     ) -> None:
         self.program, self.hardware = program, program.hardware
         self.timing = Timing(self.hardware)
@@ -607,7 +612,11 @@ class _Run:
         self.images = [
             [
                 _Item(
-                    image, number, image * len(descriptors) + number, d, _visits(d, number, of_image),
+                    image,
+                    number,
+                    image * len(descriptors) + number,
+                    d,
+                    _visits(d, number, of_image),
                     image if d.op in (Op.IMAGE, Op.STORE) else task,
                 )
                 for number, d in enumerate(descriptors)

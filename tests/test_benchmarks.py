@@ -43,7 +43,9 @@ def test_all_numbers_of_lanes_keep_what_must_hold(work):
             rows.append((program.hardware.macs, kind, found))
     for macs, kind, found in rows:
         pixels = work.model.config.channels * work.model.config.height * work.model.config.width
-        assert found.external_bytes - pixels <= published.MUST_BYTES["any"]  # the program takes 16 bits a pixel
+        assert (
+            found.external_bytes - pixels <= published.MUST_BYTES["any"]
+        )  # the program takes 16 bits a pixel
         assert found.mac_utilisation >= published.MUST[macs], (macs, kind)
         if macs == 256:
             assert found.cycles <= published.MUST_CYCLES

@@ -34,7 +34,12 @@ def compare(
     """Assert that the prediction for the routes of a simulated start, with records, is near enough."""
     images = result.placement.images
     found = perf.predict(
-        program, routes(program, result), task, images=images, bandwidth=memory.bandwidth, latency=memory.latency
+        program,
+        routes(program, result),
+        task,
+        images=images,
+        bandwidth=memory.bandwidth,
+        latency=memory.latency,
     )
     port = program.hardware.port_bytes
     assert found.external_bytes == result.external_words * port

@@ -420,6 +420,7 @@ def build(arguments: Namespace) -> int:
             arguments.hardware,
             arguments.seeds,
             arguments.target_mhz,
+            arguments.memory_mhz,
             arguments.output,
             arguments.model,
             tick,
@@ -439,7 +440,7 @@ def build(arguments: Namespace) -> int:
         raise DoesNotFit(
             f"{name} reaches {values['fmax_mhz']:g} of {values['target_mhz']:g} MHz (core) and "
             f"{values['memory_fmax_mhz']:g} of {values['memory_target_mhz']:g} MHz (memory); the bitstream was written, "
-            "but may not work: lower --target-mhz, or try more --seeds"
+            "but may not work: lower --target-mhz or --memory-mhz, or try more --seeds"
         )
     return 0
 

@@ -360,7 +360,9 @@ class Accelerator(wiring.Component):
             "mac_cycles": core.beat, "weight_stalls": core.rows_wait, "activation_stalls": core.tokens_wait,
             "read_words": guard.answered, "write_words": guard.written, "saturated": core.saturated,
         }  # fmt: skip
-        counting = {name: register(m, 1, value) for name, value in counting.items()} | {"cycles": control.busy}
+        counting = {name: register(m, 1, value) for name, value in counting.items()} | {
+            "cycles": control.busy
+        }
         for name in COUNTERS:
             counter = getattr(control, name)
             m.d.sync += counter.eq(counter + counting[name])

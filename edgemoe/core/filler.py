@@ -371,8 +371,7 @@ class _PageRows:
         ]
         key_exponent = Array(filler.key_exponents[lane] for lane in range(lanes))[here.row[:lane_bits]]
         exponents = [
-            register(m, 1, Mux(values, filler.value_exponents[lane], key_exponent))
-            for lane in range(lanes)
+            register(m, 1, Mux(values, filler.value_exponents[lane], key_exponent)) for lane in range(lanes)
         ]
         m.d.comb += [
             self.key_valid.eq(take & here.first & ~values),

@@ -82,9 +82,7 @@ class Guard(wiring.Component):
 
     def _stage(self, m: Module, name: str, source, sink, bad: Value) -> Value:
         """A buffer of payloads and whether they are bad; returns that a bad one waits."""
-        m.submodules[name] = buffer = Buffer(
-            data.StructLayout({"payload": source.payload.shape(), "bad": 1})
-        )
+        m.submodules[name] = buffer = Buffer(data.StructLayout({"payload": source.payload.shape(), "bad": 1}))
         here = buffer.o.payload
         m.d.comb += [
             buffer.i.valid.eq(source.valid & self.running),

@@ -273,7 +273,9 @@ class Aligner(wiring.Component):
         piece = self.piece.payload
         put, take = Signal(), Signal()
         m.d.comb += [
-            self.i.ready.eq(level <= n),  # not also where this piece makes room: a long path for a cycle now and then
+            self.i.ready.eq(
+                level <= n
+            ),  # not also where this piece makes room: a long path for a cycle now and then
             put.eq(self.i.valid & self.i.ready),
             self.piece.ready.eq(level > piece.extra),
             take.eq(self.piece.valid & self.piece.ready),
@@ -298,7 +300,12 @@ class Aligner(wiring.Component):
         lane, upto = Signal(k, reset_less=True), Signal(k, reset_less=True)
         address = Signal(16, reset_less=True)
         m.d.sync += [register.eq(value) for register, value in zip(first, pixels, strict=True)]
-        m.d.sync += [fine.eq(turn), lane.eq(piece.lane), upto.eq(piece.lane + piece.extra), address.eq(piece.address)]
+        m.d.sync += [
+            fine.eq(turn),
+            lane.eq(piece.lane),
+            upto.eq(piece.lane + piece.extra),
+            address.eq(piece.address),
+        ]
 
         pixels = list(first)
         for bit in range(k - coarse, -1, -1):

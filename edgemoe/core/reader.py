@@ -218,7 +218,11 @@ class Reader(wiring.Component):
         sets, slots = self.hardware.slot_sets, self.hardware.out_lanes
         active = Signal()
         block, index, limit = Signal(13), Signal(12), Signal(12)
-        index_last, block_last, ends = Signal(), Signal(), Signal()  # registers; this block is the job's last walk
+        index_last, block_last, ends = (
+            Signal(),
+            Signal(),
+            Signal(),
+        )  # registers; this block is the job's last walk
         fields = data.StructLayout(
             {"a_row": 16, "d_row": 16, "row": 12, "position": 12, "score": 16, "job_last": 1}
         )

@@ -90,7 +90,10 @@ class Dispatcher(wiring.Component):
         d = held.descriptor
         sequence = Signal(SEQUENCE_BITS)
         base, steps = Signal(ADDRESS_BITS), Signal(16)
-        scaled, address = Signal(ADDRESS_BITS + 1), Signal(ADDRESS_BITS + 1)  # the top bits stay once they are set
+        scaled, address = (
+            Signal(ADDRESS_BITS + 1),
+            Signal(ADDRESS_BITS + 1),
+        )  # the top bits stay once they are set
         streams = (d.source != Source.NONE) & (d.length != 0)
         external = (d.op == Op.LOAD) | (d.op == Op.IMAGE)
         to_region, to_fill = Signal(), Signal()

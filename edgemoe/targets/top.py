@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 
-from amaranth.hdl import Cat, DomainRenamer, Module, ResetInserter, Signal, Value
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, ResetSignal, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
@@ -99,17 +99,24 @@ class Top(wiring.Component):
         spec, hardware = self.spec, self.spec.hardware
         m.submodules.link = link = HostLink(hardware, spec.core_hz, spec.baud, identity(hardware))
         accelerator = Accelerator(hardware)
-        crossing = Crossing(hardware.port_bytes)
+        crossing = Crossing(hardware.port_bytes, core_domain="core", memory_domain="chip_side")
         controller = SdramController(spec.sdram, hardware.port_bytes)
         m.submodules.share = share = MemoryShare(hardware.port_bytes)
 
-        # the link can reset all but itself
+        # The link can reset all but itself. One register resets a domain, without gates on its long way; at power-up too.
         memory_reset = Signal()
         m.submodules.memory_reset = FFSynchronizer(link.reset_core, memory_reset, o_domain="memory")
-        resets = ResetInserter({"sync": link.reset_core, "memory": memory_reset})
-        m.submodules.accelerator = resets(accelerator)
-        m.submodules.crossing = resets(crossing)
-        m.submodules.controller = resets(DomainRenamer("memory")(controller))
+        for name, domain, source in (
+            ("core", "sync", link.reset_core),
+            ("chip_side", "memory", memory_reset),
+        ):
+            reset = Signal(init=1, name=f"{name}_reset")
+            m.d[domain] += reset.eq(source)
+            m.domains += ClockDomain(name)
+            m.d.comb += [ClockSignal(name).eq(ClockSignal(domain)), ResetSignal(name).eq(reset)]
+        m.submodules.accelerator = DomainRenamer("core")(accelerator)
+        m.submodules.crossing = crossing
+        m.submodules.controller = DomainRenamer("chip_side")(controller)
 
         m.d.comb += [link.rx.eq(self.rx), self.tx.eq(link.tx)]
         for name, member in ControlPort().members.items():
@@ -121,7 +128,8 @@ class Top(wiring.Component):
 
         connect(m, link.read_request, share.first.read_request)
         connect(m, link.write, share.first.write)
-        m.submodules.words = words = resets(Buffer(link.read_data.payload.shape()))  # ends the way of ``ready``
+        words = Buffer(link.read_data.payload.shape())
+        m.submodules.words = DomainRenamer("core")(words)  # ends the way of ``ready``
         connect(m, share.first.read_data, words.i)
         connect(m, words.o, link.read_data)
         m.d.sync += share.turn.eq(accelerator.control.busy)  # a cycle late: nobody asks for anything yet

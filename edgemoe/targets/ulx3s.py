@@ -21,6 +21,7 @@ from amaranth.lib import io
 from amaranth.lib.cdc import ResetSynchronizer
 
 from edgemoe.config import HardwareConfig
+from edgemoe.errors import BadInput
 from edgemoe.periph.sdram import DEVICES, SdramSpec
 from edgemoe.targets.pll import MHZ, Pll, PllSpec, Wish, search, within
 from edgemoe.targets.top import BoardSpec, Top
@@ -28,8 +29,8 @@ from edgemoe.targets.top import BoardSpec, Top
 REFERENCE_HZ = 25 * MHZ
 ROUND_TRIP = 2
 """A register in every output and every input."""
-MEMORY_HZ = Wish("memory", 133 * MHZ, 90 * MHZ, 134 * MHZ)
-"""Below 90 MHz data would come so early that one register less would have to be counted."""
+MEMORY_MHZ = 90, 133
+"""Lowest and highest clock of the memory. Below it data would come so early that one register less would have to be counted."""
 
 PAD_NS = 4.5
 """From our clock through an output register to a pad, and from a pad to an input register, together; an estimate
@@ -68,15 +69,22 @@ class Ulx3sSpec:
         return float(self.pll.output_hz(1))
 
 
-def specification(hardware: HardwareConfig, core_mhz: float) -> Ulx3sSpec:
-    """The design for a core clock within half a per cent of ``core_mhz``; the memory runs as fast as the PLL then can.
+def specification(hardware: HardwareConfig, core_mhz: float, memory_mhz: float | None = None) -> Ulx3sSpec:
+    """The design for a core clock within half a per cent of ``core_mhz``.
+
+    The memory runs as fast as the PLL then can, up to about ``memory_mhz`` (by default the highest of `MEMORY_MHZ`).
 
     Raises:
-        BadInput: the PLL does not reach that clock.
+        BadInput: the PLL does not reach that clock, or the memory's is out of range.
         DoesNotFit: the hardware needs more memory than there is.
     """
+    low, high = MEMORY_MHZ
+    best = high if memory_mhz is None else memory_mhz
+    if not low <= best <= high:
+        raise BadInput(f"--memory-mhz must be {low}..{high}, found {best:g}")
     core = within("core", round(core_mhz * MHZ))
-    pll = search(REFERENCE_HZ, (core, MEMORY_HZ))
+    memory = Wish("memory", round(best * MHZ), low * MHZ, round((best + 1) * MHZ))
+    pll = search(REFERENCE_HZ, (core, memory))
     pll = PllSpec(
         pll.reference_hz,
         pll.input_divider,
@@ -168,9 +176,11 @@ class Board:
     model: str
     platform: str
 
-    def specification(self, hardware: HardwareConfig, core_mhz: float) -> Ulx3sSpec:
-        """The board's design for this hardware and clock."""
-        return specification(hardware, core_mhz)
+    def specification(
+        self, hardware: HardwareConfig, core_mhz: float, memory_mhz: float | None = None
+    ) -> Ulx3sSpec:
+        """The board's design for this hardware and these clocks (`specification`)."""
+        return specification(hardware, core_mhz, memory_mhz)
 
     def design(self, spec: Ulx3sSpec) -> Elaboratable:
         """The gateware, for the board's platform."""

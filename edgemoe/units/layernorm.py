@@ -284,7 +284,10 @@ class RowScalars(wiring.Component):
         interval = Signal(range(SCALAR_INTERVAL))
         in_flight, available = Signal(range(ROWS_IN_FLIGHT + 1)), Signal(range(ROWS_IN_FLIGHT + 1))
         started = Signal(SCALAR_LATENCY - 1)
-        rested, full = Signal(init=1), Signal()  # that interval is 0, that in_flight is at its end: all registers wait for them
+        rested, full = (
+            Signal(init=1),
+            Signal(),
+        )  # that interval is 0, that in_flight is at its end: all registers wait for them
         m.d.comb += [
             self.ready.eq(rested & ~full),
             self.valid.eq(available != 0),

@@ -138,7 +138,8 @@ def test_nothing_to_write():
 )
 def test_rate(port, lanes, patch_x, pixel_bytes, per_write):
     """Cycles per write once the first data are there: one, or as the port supplies the bytes; pieces of 12 lanes out of
-    16 wait in every third cycle for a chunk."""
+    16 wait in every third cycle for a chunk.
+    """
     jobs = [image_job(random.Random(1), port, lanes, (1, 4, 4, 16, patch_x), pixel_bytes)]
     writes, done = run(port, lanes, jobs, latency=8)
     assert done[0][0] <= len(writes) * per_write + 45

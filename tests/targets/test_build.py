@@ -133,10 +133,15 @@ def test_a_clock_that_is_missed_exits_with_4_and_still_has_a_bitstream(tools, tm
 
 
 def test_a_memory_clock_that_is_missed_counts_too(tools, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ulx3s, "MEMORY_HZ", ulx3s.Wish("memory", 143_000_000, 141_000_000, 143_000_000))
+    monkeypatch.setattr(ulx3s, "MEMORY_MHZ", (141, 142))
     code, values = build(tmp_path, "--target-mhz", "47.5")
     assert code == UNFIT and values["memory_target_mhz"] > 140
     assert "(memory)" in capsys.readouterr().err
+
+
+def test_the_memory_may_be_slower(tools, tmp_path):
+    code, values = build(tmp_path, "--target-mhz", "60", "--memory-mhz", "100")
+    assert code == 0 and values["target_mhz"] == 60 and values["memory_target_mhz"] == 100
 
 
 def test_what_exceeds_the_device_exits_with_4_and_reports(tools, tmp_path, monkeypatch, capsys):
@@ -181,6 +186,7 @@ def test_boards_and_numbers_that_cannot_be(tools, tmp_path, capsys):
     assert "--target-mhz 900: pll: the core clock must run at" in message(
         "--board", "ulx3s-25f", "--target-mhz", "900"
     )
+    assert "--memory-mhz must be 90..133, found 80" in message("--board", "ulx3s-25f", "--memory-mhz", "80")
     assert "neither a file nor one of" in message("--board", "ulx3s-25f", "--hardware", "nanu")
 
 
@@ -275,17 +281,19 @@ def test_the_real_tools_make_a_bitstream(tmp_path):
     argv = [
         "build",
         "--board",
-        "ulx3s-12f",
+        "ulx3s-85f",
         "--hardware",
         str(hardware),
         "--target-mhz",
-        "40",
+        "50",
+        "--memory-mhz",
+        "90",
         "-o",
         str(tmp_path / "out"),
     ]
     assert main([*argv, "--json", str(tmp_path / "r.json")]) == 0
     values = json.loads((tmp_path / "r.json").read_text())
     assert values["met"] and values["device_fps"] is None  # the nano model does not fit
-    content = (tmp_path / "out" / "ulx3s-12f.bit").read_bytes()
-    assert b"LFE5U-12F" in content[:200] and bytes.fromhex("21111043") in content
-    assert len(sha256(tmp_path / "out" / "ulx3s-12f.bit")) == 64
+    content = (tmp_path / "out" / "ulx3s-85f.bit").read_bytes()
+    assert b"LFE5U-85F" in content[:200] and bytes.fromhex("41113043") in content
+    assert len(sha256(tmp_path / "out" / "ulx3s-85f.bit")) == 64
