@@ -925,6 +925,8 @@ class _Run:
         pieces = (
             d.channels * d.grid_y * d.patch_y * d.grid_x * ceil_div(d.patch_x, hardware.in_lanes) / d.length
         )
+        if d.op == Op.IMAGE:
+            pieces *= loader.piece_cycles(d.patch_x, hardware.in_lanes)
         pace = max(1, pixels, pieces if d.op == Op.IMAGE else 0)
         tail = pace - 1
         if d.op == Op.IMAGE:  # cut from the words of the activation memory that port words are gathered to

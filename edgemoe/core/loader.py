@@ -81,6 +81,21 @@ def cut_patches(
     return np.array(addresses), np.array(masks), np.array(values)
 
 
+def piece_cycles(patch_x: int, lanes: int) -> float:
+    """Cycles that `Aligner` needs for a piece in the mean, if chunks never make it wait."""
+    runs, level, cycle = 4 * lanes, lanes, 0
+    pieces = [min(lanes, patch_x - at) for at in range(0, patch_x, lanes)] * runs
+    left = iter(pieces)
+    piece = next(left, 0)
+    while piece:
+        put, take = level <= lanes, level >= piece
+        level += lanes * put - piece * take
+        cycle += 1
+        if take:
+            piece = next(left, 0)
+    return cycle / len(pieces)
+
+
 # -- gateware -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from core.memory import MemoryModel, send, simulate
 from edgemoe.config import NAMED
-from edgemoe.core.loader import Loader, cut_patches, load_words
+from edgemoe.core.loader import Loader, cut_patches, load_words, piece_cycles
 from edgemoe.isa import Op
 from edgemoe.numeric import ceil_div, round_up
 
@@ -149,3 +149,11 @@ def test_load_rate():
     jobs = [load_job(random.Random(1), 32, 16, 300)]
     writes, done = run(32, 16, jobs, latency=40)
     assert len(writes) == 300 and done[0][0] <= 300 + 40 + 25
+
+
+@pytest.mark.parametrize(("lanes", "patch_x"), [(8, 6), (8, 7), (8, 8), (8, 19), (16, 12), (16, 14)])
+def test_cycles_of_a_piece(lanes, patch_x):
+    """The aligner alone decides where the port gives two chunks a cycle."""
+    jobs = [image_job(random.Random(1), 4 * lanes, lanes, (1, 4, 4, 16, patch_x), 2)]
+    writes, done = run(4 * lanes, lanes, jobs, latency=8)
+    assert done[0][0] == pytest.approx(len(writes) * piece_cycles(patch_x, lanes), abs=40)
