@@ -220,7 +220,8 @@ def build(
     try:
         spec = target.specification(config, wish, memory_mhz)
     except BadInput as error:
-        raise BadInput(f"--target-mhz {wish:g}: {error}") from None
+        memory = "" if memory_mhz is None else f", --memory-mhz {memory_mhz:g}"
+        raise BadInput(f"--target-mhz {wish:g}{memory}: {error}") from None
     device = synthesis.TARGETS[target.target]
     tools = {
         key: synthesis.find(variable, tool)

@@ -107,7 +107,7 @@ def route_record() -> data.StructLayout:
 class MonitorPort(Signature):
     """Records of all activation writes, for simulation; a record counts in a cycle with ``valid``.
 
-    ``conflict`` is high where two clients of the activation memory have met, or results or words came where there was no room for them.
+    ``conflict`` is high where two clients of the activation memory have met, or the reader or the writer got something for which it had no room.
     """
 
     def __init__(self, hardware: HardwareConfig):

@@ -81,7 +81,7 @@ def specification(hardware: HardwareConfig, core_mhz: float, memory_mhz: float |
     low, high = MEMORY_MHZ
     best = high if memory_mhz is None else memory_mhz
     if not low <= best <= high:
-        raise BadInput(f"--memory-mhz must be {low}..{high}, found {best:g}")
+        raise BadInput(f"the memory must run at {low}..{high} MHz, found {best:g} MHz")
     core = within("core", round(core_mhz * MHZ))
     memory = Wish("memory", round(best * MHZ), low * MHZ, round((best + 1) * MHZ))
     pll = search(REFERENCE_HZ, (core, memory))

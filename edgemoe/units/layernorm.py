@@ -284,10 +284,8 @@ class RowScalars(wiring.Component):
         interval = Signal(range(SCALAR_INTERVAL))
         in_flight, available = Signal(range(ROWS_IN_FLIGHT + 1)), Signal(range(ROWS_IN_FLIGHT + 1))
         started = Signal(SCALAR_LATENCY - 1)
-        rested, full = (
-            Signal(init=1),
-            Signal(),
-        )  # that interval is 0, that in_flight is at its end: all registers wait for them
+        rested = Signal(init=1)  # interval is 0; this and the next are registers since `ready` reaches far
+        full = Signal()  # in_flight is at its end
         m.d.comb += [
             self.ready.eq(rested & ~full),
             self.valid.eq(available != 0),

@@ -186,7 +186,9 @@ def test_boards_and_numbers_that_cannot_be(tools, tmp_path, capsys):
     assert "--target-mhz 900: pll: the core clock must run at" in message(
         "--board", "ulx3s-25f", "--target-mhz", "900"
     )
-    assert "--memory-mhz must be 90..133, found 80" in message("--board", "ulx3s-25f", "--memory-mhz", "80")
+    assert "--memory-mhz 80: the memory must run at 90..133 MHz" in message(
+        "--board", "ulx3s-25f", "--memory-mhz", "80"
+    )
     assert "neither a file nor one of" in message("--board", "ulx3s-25f", "--hardware", "nanu")
 
 
