@@ -168,6 +168,7 @@ class HardwareConfig:
     profile: str = "w8a16"
     norm_lanes: int = 0
     post_lanes: int = 0
+    gate_lanes: int = 0
     acc_bits: int = 0
     prefetch_bytes: int = 8192
     memory_bytes: int = 1 << 26
@@ -198,15 +199,18 @@ class HardwareConfig:
         if not self.post_lanes:
             lanes = max(1, self.in_lanes * self.out_lanes // 64)
             object.__setattr__(self, "post_lanes", min(lanes, self.in_lanes, self.out_lanes))
-        for key in ("norm_lanes", "post_lanes"):
+        if not self.gate_lanes:
+            object.__setattr__(self, "gate_lanes", self.in_lanes)
+        for key in ("norm_lanes", "post_lanes", "gate_lanes"):
             rule(
                 is_power_of_two(getattr(self, key)),
                 f"{key} must be a power of two, found {getattr(self, key)}",
             )
-        rule(
-            self.norm_lanes <= self.in_lanes,
-            f"norm_lanes {self.norm_lanes} must not exceed in_lanes {self.in_lanes}",
-        )
+        for key in ("norm_lanes", "gate_lanes"):
+            rule(
+                getattr(self, key) <= self.in_lanes,
+                f"{key} {getattr(self, key)} must not exceed in_lanes {self.in_lanes}",
+            )
         rule(
             self.post_lanes <= min(self.in_lanes, self.out_lanes),
             f"post_lanes {self.post_lanes} must not exceed in_lanes {self.in_lanes} or out_lanes {self.out_lanes}",
@@ -427,11 +431,11 @@ NAMED: dict[str, HardwareConfig] = {
         _m3vit("m3vit-256", 16, 16, 32, slot_sets=14),
         _m3vit("m3vit-512", 32, 16, 64, slot_sets=14),
         _m3vit("m3vit-1024", 32, 32, 128, slot_sets=14),
-        _m3vit("ulx3s-85f", 16, 8, 16, norm_lanes=4, memory_bytes=1 << 25),
+        _m3vit("ulx3s-85f", 8, 16, 16, norm_lanes=2, gate_lanes=2, memory_bytes=1 << 25),
         HardwareConfig(
             name="ulx3s-25f", in_lanes=4, out_lanes=2, port_bytes=8, tokens=37, dim=48, row=96, hidden=96,
             image=1728, heads=3, experts=8, top_k=2, profile="w16a16", post_lanes=1, norm_lanes=1,
-            memory_bytes=1 << 25,
+            gate_lanes=1, memory_bytes=1 << 25,
         ),
     )
 }  # fmt: skip
@@ -455,6 +459,13 @@ def load_hardware(name_or_path: str) -> HardwareConfig:
     if base is not None:
         if base not in NAMED:
             raise BadInput(f"{path}: base must be one of {', '.join(NAMED)}, found {base!r}")
-        values = {**asdict(NAMED[base]), "acc_bits": 0, "norm_lanes": 0, "post_lanes": 0, **values}
+        values = {
+            **asdict(NAMED[base]),
+            "acc_bits": 0,
+            "norm_lanes": 0,
+            "post_lanes": 0,
+            "gate_lanes": 0,
+            **values,
+        }
     values.setdefault("name", path.stem)
     return HardwareConfig.from_dict(values, str(path))

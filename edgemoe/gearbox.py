@@ -8,7 +8,7 @@ from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from edgemoe.numeric import is_power_of_two
+from edgemoe.numeric import is_power_of_two, unreset
 
 
 def regroup(words: Sequence[int], i_bytes: int, o_bytes: int) -> list[int]:
@@ -58,11 +58,12 @@ class Gearbox(wiring.Component):
         ratio = max(self.i_bytes, self.o_bytes) // min(self.i_bytes, self.o_bytes)
         part = Signal(range(ratio))
         if self.i_bytes < self.o_bytes:
+            payload = unreset(m, o.payload)
             m.d.comb += i.ready.eq(o.ready | ~o.valid)
             with m.If(i.ready):
                 m.d.sync += o.valid.eq(i.valid & (part == ratio - 1))
                 with m.If(i.valid):
-                    m.d.sync += [part.eq(part + 1), o.payload.eq(Cat(o.payload[len(i.payload) :], i.payload))]
+                    m.d.sync += [part.eq(part + 1), payload.eq(Cat(payload[len(i.payload) :], i.payload))]
         else:
             word = Signal(8 * self.i_bytes, reset_less=True)
             last = part == ratio - 1

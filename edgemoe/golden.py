@@ -136,7 +136,7 @@ class Machine:
         self.gelu = gelu.GeluSpec()
         self.layernorm = layernorm.LayerNormSpec(hardware.in_lanes, hardware.norm_lanes, hardware.dim)
         self.router = router.RouterSpec(
-            hardware.in_lanes, hardware.tokens, hardware.experts, min(hardware.top_k, hardware.experts)
+            hardware.gate_lanes, hardware.tokens, hardware.experts, min(hardware.top_k, hardware.experts)
         )
         self.operations: dict[Op, Callable[[Descriptor], None]] = {
             Op.LOAD: self._load,

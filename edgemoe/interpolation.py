@@ -36,7 +36,6 @@ from edgemoe.numeric import (
     floor_shift,
     floor_shift_value,
     register,
-    short_product_value,
 )
 from edgemoe.stream import pipeline
 
@@ -161,7 +160,7 @@ def interpolation_stages(
         offset = register(m, enable, x[: spec.offset_bits], 2)
         base = register(m, enable, port.data.base)
         slope = register(m, enable, port.data.slope)
-        product = register(m, enable, short_product_value(slope, offset))
+        product = register(m, enable, slope * offset)
         # The spec's check makes every sum non-negative, so its sign bit is dropped.
         line = register(m, enable, (register(m, enable, base) + product)[:-1])
         y = floor_shift_value(line, spec.guard)
@@ -187,8 +186,7 @@ class Interpolator(wiring.Component):
     i : In(stream.Signature({x: Array(unsigned(spec.argument_bits), lanes), tag}))
     o : Out(stream.Signature({y: Array(unsigned(spec.width), lanes), tag}))
 
-    Throughput 1 per cycle, latency 5 cycles. Cost per lane: a product of ``offset_bits`` rows in
-    lookup tables, one ROM port.
+    Throughput 1 per cycle, latency 5 cycles. Cost per lane: a multiplier, one ROM port.
     """
 
     latency = STAGES

@@ -6,8 +6,11 @@ always half up: ``(x + 2**(s-1)) >> s``, which needs one adder and no look at th
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, ValueLike
+from amaranth.lib.memory import Memory
 from numpy.typing import ArrayLike, NDArray
 
 IntArray = NDArray[np.int64]
@@ -170,12 +173,41 @@ def shift_stage_value(x: Value, amount: Value, low: int, high: int) -> Value:
     return x
 
 
-def register(m: Module, enable: Value, value: ValueLike, stages: int = 1) -> Value:
-    """``value`` after ``stages`` registers that move when ``enable`` is high."""
+def unreset(m: Module, target: Any) -> Any:
+    """The register that drives ``target``, a value or a view, not reset: for what only counts beside a valid signal."""
+    held = Signal(target.shape(), reset_less=True, name="held")
+    m.d.comb += Value.cast(target).eq(Value.cast(held))
+    return held
+
+
+RING_STAGES, RING_BITS = 4, 32
+"""From so many stages on, and so many bits in all of them but the last, a memory is smaller than registers."""
+
+
+def register(m: Module, enable: ValueLike, value: ValueLike, stages: int = 1) -> Value:
+    """``value`` after ``stages`` registers that move when ``enable`` is high; they are not reset.
+
+    Where they are many, all but the last are a ring in distributed memory: of 16 stages, 6 lookup tables in place of
+    60 flip-flops for 4 bits.
+    """
     value = Value.cast(value)
+    if stages >= RING_STAGES and len(value) * (stages - 1) >= RING_BITS:
+        value, stages = _ring(m, enable, value, stages - 1), 1
     for _ in range(stages):
         following = Signal(value.shape(), reset_less=True, name="stage")
         with m.If(enable):
             m.d.sync += following.eq(value)
         value = following
     return value
+
+
+def _ring(m: Module, enable: ValueLike, value: Value, stages: int) -> Value:
+    """``value`` after ``stages`` cycles with ``enable``, out of a memory without a register behind it."""
+    memory = Memory(shape=value.shape(), depth=stages, init=[], attrs={"ram_style": "distributed"})
+    m.submodules += memory
+    read, write = memory.read_port(domain="comb"), memory.write_port()
+    at = Signal(range(stages), name="ring")
+    with m.If(enable):
+        m.d.sync += at.eq(Mux(at == stages - 1, 0, at + 1))
+    m.d.comb += [read.addr.eq(at), write.addr.eq(at), write.en.eq(enable), write.data.eq(value)]
+    return read.data

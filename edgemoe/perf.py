@@ -268,7 +268,7 @@ class Timing:
 
         # routing
         spec = router.RouterSpec(
-            hardware.in_lanes, hardware.tokens, hardware.experts, min(hardware.top_k, hardware.experts)
+            hardware.gate_lanes, hardware.tokens, hardware.experts, min(hardware.top_k, hardware.experts)
         )
         response = 2 * register + READ_LATENCY + Fifo.LATENCY
         self.route = partial(router.cycles, spec, response=response, divide=reciprocal)

@@ -183,7 +183,7 @@ class Decoder:
 # -- what a device is ---------------------------------------------------------------------------
 
 CAPACITIES = (
-    "in_lanes", "out_lanes", "slot_sets", "norm_lanes", "post_lanes", "b_bits", "acc_bits", "prefetch_bytes",
+    "in_lanes", "out_lanes", "slot_sets", "norm_lanes", "post_lanes", "gate_lanes", "b_bits", "acc_bits", "prefetch_bytes",
     "tokens", "dim", "row", "hidden", "image", "heads", "experts", "top_k",
 )  # fmt: skip
 """Numbers of a `HardwareConfig` that a device tells."""

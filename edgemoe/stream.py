@@ -12,6 +12,8 @@ from amaranth.hdl import Module, Shape, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from edgemoe.numeric import unreset
+
 
 def connect(m: Module, source: wiring.FlippedInterface, sink: wiring.PureInterface) -> None:
     """Connect two streams whose payloads have the *same layout*, not merely the same width.
@@ -71,17 +73,17 @@ class Buffer(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        spare = Signal(self.shape)
+        spare, payload = Signal(self.shape, reset_less=True), unreset(m, self.o.payload)
         full = Signal()
         m.d.comb += self.i.ready.eq(~full)
         with m.If(self.o.ready | ~self.o.valid):
             m.d.sync += [
                 self.o.valid.eq(self.i.valid | full),
-                Value.cast(self.o.payload).eq(Value.cast(spare)),
+                Value.cast(payload).eq(Value.cast(spare)),
                 full.eq(0),
             ]
             with m.If(~full):
-                m.d.sync += Value.cast(self.o.payload).eq(Value.cast(self.i.payload))
+                m.d.sync += Value.cast(payload).eq(Value.cast(self.i.payload))
         with m.Elif(self.i.valid & self.i.ready):
             m.d.sync += [full.eq(1), Value.cast(spare).eq(Value.cast(self.i.payload))]
         return m

@@ -109,7 +109,7 @@ def units() -> dict[str, Callable[[HardwareConfig], wiring.Component]]:
         "layernorm": lambda h: LayerNorm(
             LayerNormSpec(h.in_lanes, h.norm_lanes, h.dim), q=parameters(h), tag=16
         ),
-        "router": lambda h: Router(RouterSpec(h.in_lanes, h.tokens, h.experts, min(h.top_k, h.experts))),
+        "router": lambda h: Router(RouterSpec(h.gate_lanes, h.tokens, h.experts, min(h.top_k, h.experts))),
         "activation": lambda h: ActivationMemory(
             h, top.READ_PAGES, top.WRITE_PAGES, "product", top.READ_WAYS, top.WRITE_WAYS
         ),

@@ -92,9 +92,9 @@ def hardware(config: ModelConfig = CONFIG, in_lanes: int = 8, out_lanes: int = 8
 HARDWARE = {
     "two sets": replace(hardware(in_lanes=8, out_lanes=4, port_bytes=8), top_k=5),
     "staircase": hardware(in_lanes=8, out_lanes=4, port_bytes=4, slot_sets=1),
-    "wide port": hardware(in_lanes=8, out_lanes=4, port_bytes=32, norm_lanes=2),
+    "wide port": hardware(in_lanes=8, out_lanes=4, port_bytes=32, norm_lanes=2, gate_lanes=2),
     "16 lanes": hardware(in_lanes=16, out_lanes=2, port_bytes=16, post_lanes=1),
-    "16 bits": hardware(in_lanes=8, out_lanes=2, port_bytes=2, profile="w16a16"),
+    "16 bits": hardware(in_lanes=8, out_lanes=2, port_bytes=2, profile="w16a16", gate_lanes=1),
     "one slot": hardware(in_lanes=8, out_lanes=1, port_bytes=8, slot_sets=1),
     "many sets": hardware(in_lanes=8, out_lanes=4, port_bytes=16, slot_sets=5),
 }

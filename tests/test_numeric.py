@@ -112,3 +112,31 @@ def test_sizes():
     assert [numeric.bits_for_signed(*r) for r in ((0, 0), (-1, 0), (0, 1), (-128, 127), (-129, 0), (0, 128))] == [
         1, 1, 2, 8, 9, 9
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [unsigned(1), signed(9)])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 5, 9, 16, 17, 33])
+def test_register_moves_with_its_enable(shape, stages):
+    """As many values later, however long it stands still; short lines are registers, long ones a memory."""
+    value, enable, m = Signal(shape), Signal(), Module()
+    result = numeric.register(m, enable, value, stages)
+    assert result.shape() == shape
+    rng = np.random.default_rng(stages)
+    line, found, expected = [0] * stages, [], []
+
+    async def bench(ctx):
+        for _ in range(200):
+            moves, x = int(rng.integers(2)), int(rng.integers(-256, 256) if shape.signed else rng.integers(2))
+            ctx.set(enable, moves)
+            ctx.set(value, x)
+            found.append(ctx.get(result))
+            expected.append(line[0])
+            if moves:
+                line[:] = [*line[1:], x]
+            await ctx.tick()
+
+    simulator = Simulator(m)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert found == expected and len(set(found)) > 1

@@ -7,11 +7,11 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from edgemoe.config import HardwareConfig
-from edgemoe.core.activation import READ_LATENCY, ReadPort, WritePort
+from edgemoe.core.activation import READ_LATENCY, VALUE_BITS, ReadPort, WritePort
 from edgemoe.core.fifo import Fifo
 from edgemoe.core.interface import norm_record, route_record
 from edgemoe.core.reader import FOLLOW, PROGRESS, may_read
-from edgemoe.numeric import register, short_product_value
+from edgemoe.numeric import register, short_product_value, unreset
 from edgemoe.stream import Buffer, connect
 from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
 from edgemoe.units.router import Router, RouterSpec
@@ -89,7 +89,7 @@ class NormEngine(wiring.Component):
         loaded = Signal()
         with m.If(norm.parameters.valid & norm.parameters.ready & norm.parameters.payload.last):
             m.d.sync += loaded.eq(1)
-        job = Signal(norm_job_layout())
+        job = Signal(norm_job_layout(), reset_less=True)
         active, reading = Signal(), Signal()
         m.d.comb += [
             self.job.ready.eq(~active),
@@ -107,7 +107,7 @@ class NormEngine(wiring.Component):
         source_row, target_row = Signal(16), Signal(16)
         room = Signal(range(FIFO_DEPTH + 1), init=FIFO_DEPTH)
         m.submodules.addresses = addresses = Fifo(data.StructLayout({"address": 16, "last": 1}), FIFO_DEPTH)
-        m.submodules.words = words = Fifo(data.ArrayLayout(signed(22), lanes), FIFO_DEPTH)
+        m.submodules.words = words = Fifo(data.ArrayLayout(signed(VALUE_BITS), lanes), FIFO_DEPTH)
         allowed = may_read(row, job.follow, self.progress)
         issue = reading & loaded & (room != 0) & ~self.yield_read & allowed
         word_last, row_last = Signal(), row + 1 == job.count  # the former a register
@@ -150,11 +150,12 @@ class NormEngine(wiring.Component):
         out = norm.o.payload
         rows_left = Signal(12)
         write = self.write
+        value, address = unreset(m, write.value), unreset(m, write.address)
         last = norm.o.valid & out.last & (rows_left == 1)
         m.d.comb += norm.o.ready.eq(1)
         m.d.sync += [
             write.en.eq(norm.o.valid),
-            write.address.eq(out.tag),
+            address.eq(out.tag),
             write.mask.eq(-1),
             self.done.eq(last),
             self.record_valid.eq(norm.o.valid),
@@ -162,7 +163,7 @@ class NormEngine(wiring.Component):
             self.record.address.eq(out.tag),
             Value.cast(self.record.value).eq(Value.cast(out.x)),
         ]
-        m.d.sync += [write.value[lane].eq(out.x[lane]) for lane in range(lanes)]
+        m.d.sync += [value[lane].eq(out.x[lane]) for lane in range(lanes)]
         with m.If(norm.o.valid & out.last):
             m.d.sync += [rows_left.eq(rows_left - 1), self.rows.eq(self.rows + 1)]
         with m.If(last):
@@ -209,7 +210,7 @@ class GateEngine(wiring.Component):
     def __init__(self, hardware: HardwareConfig):
         self.hardware = hardware
         self.spec = RouterSpec(
-            hardware.in_lanes, hardware.tokens, hardware.experts, min(hardware.top_k, hardware.experts)
+            hardware.gate_lanes, hardware.tokens, hardware.experts, min(hardware.top_k, hardware.experts)
         )
         self.router = Router(self.spec, readers=self.READERS)
         self.softmax = SoftmaxSpec(b_bits=hardware.b_bits)
@@ -234,7 +235,7 @@ class GateEngine(wiring.Component):
         router = self.router
         m.submodules.router = router
         m.submodules.reciprocal = reciprocal = Reciprocal(self.softmax)
-        job = Signal(route_job_layout())
+        job = Signal(route_job_layout(), reset_less=True)
         fresh = self.job.payload
         m.d.comb += [
             router.job.valid.eq(self.job.valid),
@@ -263,22 +264,26 @@ class GateEngine(wiring.Component):
         with m.If(self.job.valid & self.job.ready):
             m.d.sync += Value.cast(job).eq(Value.cast(fresh))
 
-        # requests become addresses in two cycles; answers have room before they are asked for
+        # Requests become addresses in two cycles; answers have room before they are asked for. A request is for
+        # `gate_lanes` scores of a word of the memory, which is read as often as it has such parts.
+        codes = data.ArrayLayout(signed(VALUE_BITS), self.spec.in_lanes)
+        part_bits = (self.hardware.in_lanes // self.spec.in_lanes).bit_length() - 1
         room = Signal(range(FIFO_DEPTH + 1), init=FIFO_DEPTH)
-        m.submodules.words = words = Fifo(data.ArrayLayout(signed(22), self.hardware.in_lanes), FIFO_DEPTH)
+        m.submodules.words = words = Fifo(codes, FIFO_DEPTH)
         request = router.request.payload
         issue = router.request.valid & (room != 0)
         m.d.comb += router.request.ready.eq(room != 0)
         m.d.sync += room.eq(room - issue + register(m, 1, words.freed))
         offset = register(m, 1, short_product_value(job.a_stride, request.row)[:16])
-        inside = register(m, 1, job.a_base + request.word)
+        inside = register(m, 1, job.a_base + Value.cast(request.word)[part_bits:])
+        part = register(m, 1, Value.cast(request.word)[:part_bits], 2 + READ_LATENCY)
         m.d.sync += [
             self.read.en.eq(register(m, 1, issue)),
             self.read.address.eq(offset + inside),
         ]
         m.d.comb += [
             words.i.valid.eq(register(m, 1, self.read.en, READ_LATENCY)),
-            Value.cast(words.i.payload).eq(Value.cast(self.read.data)),
+            Value.cast(words.i.payload).eq(Value.cast(self.read.data).word_select(part, codes.size)),
             router.response.valid.eq(words.o.valid),
             Value.cast(router.response.payload.code).eq(Value.cast(words.o.payload)),
             words.o.ready.eq(router.response.ready),

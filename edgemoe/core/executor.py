@@ -80,7 +80,7 @@ class Executor(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        held = Signal(execute_layout())
+        held = Signal(execute_layout(), reset_less=True)
         d = held.descriptor
         pending = Signal(4)  # products' descriptors that are not complete
         running = Signal(4)  # products that are not complete

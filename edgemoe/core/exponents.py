@@ -64,8 +64,8 @@ class ExponentTable(wiring.Component):
         m = Module()
         lanes = self.hardware.in_lanes
         lane_bits = (lanes - 1).bit_length()
-        depth = 1 << (self.head_bits + self.word_bits)
-        row_address = Cat(self.row[lane_bits:][: self.word_bits], self.head)
+        depth = ((self.hardware.token_words - 1) << self.head_bits) + self.hardware.heads
+        row_address = Cat(self.head, self.row[lane_bits:][: self.word_bits])
         for lane in range(lanes):
             memory = Memory(shape=EXPONENT_BITS, depth=depth, init=[])
             m.submodules[f"lane{lane}"] = memory
@@ -80,7 +80,7 @@ class ExponentTable(wiring.Component):
             for i in range(self.readers):
                 read = memory.read_port(domain="comb")
                 m.d.comb += [
-                    read.addr.eq(Cat(getattr(self, f"word_{i}"), getattr(self, f"head_{i}"))),
+                    read.addr.eq(Cat(getattr(self, f"head_{i}"), getattr(self, f"word_{i}"))),
                     getattr(self, f"exponents_{i}")[lane].eq(read.data),
                 ]
         largest = Array(Signal(EXPONENT_BITS, name=f"maximum_{h}") for h in range(1 << self.head_bits))

@@ -13,6 +13,7 @@ from edgemoe.core.fifo import Fifo
 from edgemoe.core.interface import ADDRESS_BITS, READ_REQUEST
 from edgemoe.gearbox import Gearbox
 from edgemoe.isa import CHECK, DESCRIPTOR_BYTES, Descriptor, Error, Op, descriptor_layout
+from edgemoe.numeric import unreset
 from edgemoe.stream import connect
 
 AHEAD = 4
@@ -134,17 +135,17 @@ class Fetch(wiring.Component):
             good.eq((here.check == CHECK) & Cat(here.op == op for op in Op).any()),
             end.eq(here.op == Op.END),
         ]
-        o = self.o
+        o, payload = self.o, unreset(m, self.o.payload)
         with m.If(o.ready):
             m.d.sync += o.valid.eq(0)
         m.d.comb += take.eq(running & looked & (o.ready | ~o.valid))
         with m.If(take & good):
             m.d.sync += [
                 o.valid.eq(1),
-                o.payload.descriptor.eq(here),
-                o.payload.number.eq(number),
-                o.payload.index.eq(index),
-                o.payload.last.eq(end & final),
+                payload.descriptor.eq(here),
+                payload.number.eq(number),
+                payload.index.eq(index),
+                payload.last.eq(end & final),
                 number.eq(number + 1),
             ]
         m.d.sync += final.eq(images_left == 1)

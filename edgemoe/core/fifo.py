@@ -7,7 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from edgemoe.numeric import is_power_of_two
+from edgemoe.numeric import is_power_of_two, register
 from edgemoe.stream import pipeline
 
 
@@ -72,6 +72,5 @@ class Fifo(wiring.Component):
             m.d.sync += write.addr.eq(write.addr + 1)
         with m.If(self.freed):
             m.d.sync += read.addr.eq(read.addr + 1)
-        with m.If(enable):
-            m.d.sync += Value.cast(o.payload).eq(read.data)
+        m.d.comb += Value.cast(o.payload).eq(register(m, enable, read.data))
         return m

@@ -125,7 +125,7 @@ class Filler(wiring.Component):
         m = Module()
         hardware = self.hardware
         slots, group = hardware.out_lanes, hardware.fill_rows
-        command = Signal(fill_command_layout())
+        command = Signal(fill_command_layout(), reset_less=True)
         second = Signal()  # the second product of an expert
         visit = Signal(8)
         rows, words = Signal(16), Signal(12)  # rows left, words of a row

@@ -25,7 +25,7 @@ from edgemoe.core.dma import REGION_LENGTH_BITS, BurstReader
 from edgemoe.core.interface import READ_REQUEST
 from edgemoe.gearbox import Gearbox
 from edgemoe.isa import FIELDS, Op
-from edgemoe.numeric import IntArray
+from edgemoe.numeric import IntArray, unreset
 from edgemoe.stream import Buffer, connect
 
 QUEUE_WORDS = 64
@@ -326,12 +326,13 @@ class Aligner(wiring.Component):
         for bit in range(k - coarse, -1, -1):
             pixels = self._turn(pixels, fine[bit], 1 << bit)
         mask = [(lane <= i) & (i <= upto) for i in range(n)]
+        value, target = unreset(m, self.write.value), unreset(m, self.write.address)
         m.d.sync += [
             self.write.en.eq(valid[0]),
             self.final.eq(valid[0] & final[0]),
-            self.write.address.eq(address),
+            target.eq(address),
             self.write.mask.eq(Cat(mask)),
-            self.write.value.as_value().eq(Cat(Mux(mask[i], pixels[i], 0) for i in range(n))),
+            value.as_value().eq(Cat(Mux(mask[i], pixels[i], 0) for i in range(n))),
         ]
         return m
 

@@ -86,7 +86,7 @@ class Dispatcher(wiring.Component):
         connect(m, fills.o, wiring.flipped(self.fill))
         connect(m, executes.o, wiring.flipped(self.execute))
 
-        held = Signal(fetched_layout())
+        held = Signal(fetched_layout(), reset_less=True)
         d = held.descriptor
         sequence = Signal(SEQUENCE_BITS)
         base, steps = Signal(ADDRESS_BITS), Signal(16)

@@ -27,7 +27,7 @@ from edgemoe.core.activation import READ_LATENCY, ReadPort, WritePort
 from edgemoe.core.interface import product_record
 from edgemoe.core.reader import ROW_FACTOR, SCORE_ONE, TOKEN_TAG
 from edgemoe.isa import Dest
-from edgemoe.numeric import bit_length_value, register, saturate_value, short_product_value
+from edgemoe.numeric import bit_length_value, register, saturate_value, short_product_value, unreset
 from edgemoe.units.attention import ReorderSpec, set_bits, tag_layout
 from edgemoe.units.gelu import Gelu, GeluSpec
 from edgemoe.units.requantise import ChannelParameter, Mode, Requantise, RequantiseSpec
@@ -223,9 +223,9 @@ class Writer(wiring.Component):
         hardware, lanes = self.hardware, self.hardware.post_lanes
         groups = hardware.out_lanes // lanes
         staircase = hardware.slot_sets == 1
-        held = Signal(self.i.payload.shape())
+        held = Signal(self.i.payload.shape(), reset_less=True)
         busy, job = Signal(), Signal(range(JOBS))
-        factor = Signal(ROW_FACTOR)
+        factor = Signal(ROW_FACTOR, reset_less=True)
         group, again = Signal(range(max(2, groups))), Signal()
         tag = held.tag
         lane_bits = (lanes - 1).bit_length()
@@ -414,8 +414,8 @@ class Writer(wiring.Component):
         n = hardware.in_lanes
         lane_bits, post_bits = (n - 1).bit_length(), (lanes - 1).bit_length()
         o = residual.o.payload
-        note = Signal(self.note)
-        values = Signal(data.ArrayLayout(signed(22), lanes))
+        note = Signal(self.note, reset_less=True)
+        values = Signal(data.ArrayLayout(signed(22), lanes), reset_less=True)
         job = jobs[o.tag.job]
         m.d.sync += [Value.cast(note).eq(Value.cast(o.tag)), note.valid.eq(residual.o.valid & o.tag.valid)]
         for lane in range(lanes):
@@ -448,9 +448,11 @@ class Writer(wiring.Component):
         # lanes: straight, or each channel rotated to its own lane and word
         transposed = here.dest == Dest.VALUES
         write = self.memory
+        value, mask = unreset(m, write.value), unreset(m, write.mask)
+        address, lane_address = unreset(m, write.address), unreset(m, write.lane_address)
         m.d.sync += [
             write.en.eq(note.valid & note.mask.any()),
-            write.address.eq(note.address),
+            address.eq(note.address),
             write.transposed.eq(transposed),
         ]
         rows = [(note.base + stride * lane)[:16] for lane in range(lanes)]
@@ -462,9 +464,9 @@ class Writer(wiring.Component):
             pick = Array(values[k] for k in range(lanes))[index]
             bit = Array(note.mask[k] for k in range(lanes))[index]
             m.d.sync += [
-                write.value[lane].eq(pick),
-                write.mask[lane].eq(bit & Mux(transposed, inside, straight)),
-                write.lane_address[lane].eq(Array(rows)[index]),
+                value[lane].eq(pick),
+                mask[lane].eq(bit & Mux(transposed, inside, straight)),
+                lane_address[lane].eq(Array(rows)[index]),
             ]
 
         # progress: a row is written when the last group of its last block is

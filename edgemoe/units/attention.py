@@ -37,7 +37,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from edgemoe.numeric import ceil_div
+from edgemoe.numeric import ceil_div, register
 from edgemoe.stream import pipeline
 
 COUNT_BITS = 12
@@ -248,7 +248,7 @@ class ReorderUnit(wiring.Component):
         with m.Elif((spacing != 0) & enable):
             m.d.sync += spacing.eq(spacing - 1)
 
-        beat = [Signal(self.o.payload.shape(), name=f"beat{s}") for s in range(2)]
+        beat = [Signal(self.o.payload.shape(), name=f"beat{s}", reset_less=True) for s in range(2)]
         now = {
             "a": a.payload.a, "first": position.word == 0, "last": position.word_last,
             "shift": (position.half != 0) & (position.word == position.half),
@@ -290,10 +290,7 @@ class ReorderUnit(wiring.Component):
                 read.en.eq(enable),
                 read.addr.eq(position.address),
             ]
-            register = Signal(spec.in_lanes * spec.b_bits, name=f"slot{slot}_word")
-            with m.If(enable):
-                m.d.sync += register.eq(read.data)
-            m.d.comb += Value.cast(o.payload.b[slot]).eq(register)
+            m.d.comb += Value.cast(o.payload.b[slot]).eq(register(m, enable, read.data))
 
 
 class _Position:

@@ -538,7 +538,11 @@ class LayerNorm(wiring.Component):
         m.d.sync += used.eq(used + arrival - departure)
 
         # A word leaves the input register in groups of norm_lanes.
-        held, held_valid, part = Signal(spec.in_lanes * X_BITS), Signal(), Signal(range(ratio))
+        held, held_valid, part = (
+            Signal(spec.in_lanes * X_BITS, reset_less=True),
+            Signal(),
+            Signal(range(ratio)),
+        )
         enable = Signal()
         held_end = enable & (part == ratio - 1)
         m.d.comb += self.i.ready.eq((~held_valid | held_end) & ~used[-1])
@@ -652,7 +656,7 @@ class LayerNorm(wiring.Component):
         word_end = part == ratio - 1
         whole = Signal()
         last_enable, last_valid = pipeline(m, valid, self.o.ready | ~whole, 1)
-        word = Signal(spec.in_lanes * X_BITS)
+        word = Signal(spec.in_lanes * X_BITS, reset_less=True)
         note = data.StructLayout({"last": 1, "tag": self.i.payload.shape().members["tag"]})
         m.submodules.notes = notes = Memory(shape=note, depth=spec.buffer_words, init=[])
         write, write_at = notes.write_port(), Signal(range(notes.depth))

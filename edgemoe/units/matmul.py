@@ -26,7 +26,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import ArrayLike
 
-from edgemoe.numeric import IntArray, is_power_of_two, sign_extend
+from edgemoe.numeric import IntArray, is_power_of_two, register, sign_extend, unreset
 from edgemoe.stream import pipeline
 
 MULTIPLIER_LATENCY = 2
@@ -141,8 +141,8 @@ class DotProduct(wiring.Component):
     enable : In(1)
         All registers stand still without it.
     a, b : In(ArrayLayout(signed, in_lanes))
-    first, shift : In(1)
-        Aligned with the tree's output, ``spec.latency - 1`` beats after their word: start a new sum; move
+    add, first, shift : In(1)
+        Aligned with the tree's output, ``spec.latency - 1`` beats after their word: take it; start a new sum; move
         the old one left by b_bits.
     acc : Out(signed(acc_bits))
         Valid ``spec.latency`` enabled cycles after its last word.
@@ -157,6 +157,7 @@ class DotProduct(wiring.Component):
                 "enable": In(1),
                 "a": In(data.ArrayLayout(signed(spec.a_bits), spec.in_lanes)),
                 "b": In(data.ArrayLayout(signed(spec.b_bits), spec.in_lanes)),
+                "add": In(1),
                 "first": In(1),
                 "shift": In(1),
                 "acc": Out(signed(spec.acc_bits)),
@@ -168,13 +169,11 @@ class DotProduct(wiring.Component):
         level = [multiply(m, self.a[i], self.b[i], self.enable, platform) for i in range(self.spec.in_lanes)]
         while len(level) > 1:
             pairs = list(zip(level[::2], level[1::2], strict=True))
-            sums = [Signal(signed(len(x) + 1), name=f"sum{len(pairs)}_{i}") for i, (x, _) in enumerate(pairs)]
-            with m.If(self.enable):
-                m.d.sync += [s.eq(x + y) for s, (x, y) in zip(sums, pairs, strict=True)]
-            level = sums
-        old = Mux(self.shift, self.acc << self.spec.b_bits, self.acc)
-        with m.If(self.enable):
-            m.d.sync += self.acc.eq(Mux(self.first, 0, old) + level[0])
+            level = [register(m, self.enable, x + y) for x, y in pairs]
+        total = unreset(m, self.acc)
+        old = Mux(self.shift, total << self.spec.b_bits, total)
+        with m.If(self.enable & self.add):
+            m.d.sync += total.eq(Mux(self.first, 0, old) + level[0])
         return m
 
 
@@ -232,25 +231,21 @@ class DotArray(wiring.Component):
         i, latency = self.i.payload, self.spec.latency
         enable, result = pipeline(m, self.i.valid & i.last, self.o.ready, latency)
         m.d.comb += [self.i.ready.eq(enable), self.o.valid.eq(result)]
-        first, shift = Signal(latency - 1), Signal(latency - 1)
-        tags = [Signal(data.StructLayout({"tag": self.tag}), name=f"tag{s}") for s in range(latency)]
+        add = Signal(latency - 1)
         with m.If(enable):
-            m.d.sync += [
-                first.eq((first << 1) | (i.first & self.i.valid)),
-                shift.eq((shift << 1) | (i.shift & self.i.valid)),
-                Value.cast(tags[0]).eq(Value.cast(i.tag)),
-            ]
-            m.d.sync += [Value.cast(tags[s]).eq(Value.cast(tags[s - 1])) for s in range(1, latency)]
-        m.d.comb += Value.cast(self.o.payload.tag).eq(Value.cast(tags[-1]))
+            m.d.sync += add.eq((add << 1) | self.i.valid)
+        first, shift = (register(m, enable, x, latency - 1) for x in (i.first, i.shift))
+        m.d.comb += Value.cast(self.o.payload.tag).eq(register(m, enable, Value.cast(i.tag), latency))
         for slot in range(self.spec.out_lanes):
             dot = DotProduct(self.spec)
             m.submodules[f"slot{slot}"] = dot
             m.d.comb += [
                 dot.enable.eq(enable),
-                Value.cast(dot.a).eq(Mux(self.i.valid, Value.cast(i.a), 0)),
+                Value.cast(dot.a).eq(Value.cast(i.a)),
                 Value.cast(dot.b).eq(Value.cast(i.b[slot])),
-                dot.first.eq(first[-1]),
-                dot.shift.eq(shift[-1]),
+                dot.add.eq(add[-1]),
+                dot.first.eq(first),
+                dot.shift.eq(shift),
                 self.o.payload.acc[slot].eq(dot.acc),
             ]
         return m
