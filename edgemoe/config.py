@@ -229,8 +229,8 @@ class HardwareConfig:
         rule(self.experts <= 128, f"experts must be at most 128, found {self.experts}")
         rule(self.heads <= 63, f"heads must be at most 63, found {self.heads}")
         rule(
-            self.activation_words < 1 << 16,
-            f"activation memory of {self.activation_words} words exceeds 65535; "
+            self.activation_end < 1 << 16,
+            f"activation memory of {self.activation_end} words exceeds 65535; "
             "raise in_lanes or lower tokens, dim, hidden or image",
         )
 
@@ -308,6 +308,26 @@ class HardwareConfig:
     def activation_words(self) -> int:
         """Words of the activation memory."""
         return (self.pages - 1) * self.page_words + self.last_page_words
+
+    @property
+    def first_word(self) -> int:
+        """Address of the first page: any would do, but here the pages touch few words of a fourth quarter of their range.
+
+        It matters to a page of little more than three quarters (`edgemoe.core.activation`).
+        """
+        quarter = max(1, (1 << (self.page_words - 1).bit_length()) // 4)
+        over = self.page_words - 3 * quarter
+        shared = self.pages - 1
+        return (quarter - over * (shared // 2)) % quarter if 0 < over * shared < quarter else 0
+
+    def page_base(self, page: int) -> int:
+        """Address of the first word of ``page`` of the activation memory."""
+        return self.first_word + page * self.page_words
+
+    @property
+    def activation_end(self) -> int:
+        """Addresses of the activation memory: one more than the last."""
+        return self.first_word + self.activation_words
 
     @property
     def gate_words(self) -> int:

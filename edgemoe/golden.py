@@ -153,13 +153,13 @@ class Machine:
     @property
     def batch(self) -> int:
         """Images that run together."""
-        return max(1, BATCH_VALUES // (self.hardware.activation_words * self.lanes))
+        return max(1, BATCH_VALUES // (self.hardware.activation_end * self.lanes))
 
     def reset(self) -> None:
         """Power-up state: everything 0."""
         h = self.hardware
         self.images = 1
-        self.activations = np.zeros((1, h.activation_words, self.lanes), np.int64)
+        self.activations = np.zeros((1, h.activation_end, self.lanes), np.int64)
         tokens = max(h.tokens, h.experts)
         self.k_exponents = np.zeros((1, h.heads, tokens), np.int64)
         self.v_exponents = np.zeros((1, h.heads, tokens), np.int64)

@@ -40,7 +40,7 @@ class Page(enum.IntEnum):
 
 def page_base(hardware: HardwareConfig, page: Page) -> int:
     """First word of ``page``."""
-    return int(page) * hardware.page_words
+    return hardware.page_base(page)
 
 
 # -- parameters ---------------------------------------------------------------------------------

@@ -158,4 +158,4 @@ def test_memory_image_places_regions_on_port_words():
 def test_pages_do_not_overlap():
     hw = replace(hardware(), tokens=100)
     bases = [memmap.page_base(hw, page) for page in memmap.Page]
-    assert bases == [i * hw.page_words for i in range(5)]
+    assert bases == [hw.first_word + i * hw.page_words for i in range(5)]

@@ -19,15 +19,16 @@ lanes while another group of its word is written. The schedule keeps the same la
 
 **Banks.** The low bits of the linear address are the address in a page, whatever the page's first word is: any
 neighbours differ in them, so nothing is subtracted. A page that fills little more than three quarters of
-that range is built of quarters; of the one that it only touches there is no more than the words that it
-touches, in distributed memory (M3ViT-tiny on 16 lanes: 1548 words = 3 x 512 in block RAM + 12).
+that range is built of quarters; of the one that it only touches, at its start or end, there is no more than the words
+that it touches, in distributed memory (M3ViT-tiny on 16 lanes: 1548 words = 3 x 512 in block RAM + 12). The first page
+starts where these are few (`HardwareConfig.first_word`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed, unsigned
@@ -48,7 +49,7 @@ TRANSPOSED_PAGE = 4
 """The page whose lanes have addresses of their own."""
 SPLIT_WORDS = 2048
 """Address range from which on a page may be built of quarters: those of less are below a block RAM of 512 words."""
-DISTRIBUTED_WORDS = 128
+DISTRIBUTED_WORDS = 64
 """A bank of at most so many words is distributed memory."""
 
 
@@ -60,6 +61,13 @@ def code_words(hardware: HardwareConfig) -> dict[int, int]:
 def page_size(hardware: HardwareConfig, page: int) -> int:
     """Words of ``page``."""
     return hardware.last_page_words if page == hardware.pages - 1 else hardware.page_words
+
+
+class Bank(NamedTuple):
+    """One memory of a page: its words, and whether it holds the end of its range, last word first."""
+
+    depth: int
+    falling: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,23 +85,28 @@ class Banks:
         return max(1, (self.words - 1).bit_length())
 
     @property
-    def depths(self) -> tuple[int, ...]:
-        """Words of every bank: one for the whole range, or four of which some may have few words or none."""
+    def banks(self) -> tuple[Bank, ...]:
+        """One bank for the whole range, or four of which some may have few words or none."""
         window = 1 << self.row_bits
         if not self.split or window < SPLIT_WORDS or 4 * self.words > 3 * window + 4 * DISTRIBUTED_WORDS:
-            return (window,)
+            return (Bank(window),)
         return self.quarters(self.row_bits)
 
-    def quarters(self, row_bits: int) -> tuple[int, ...]:
-        """Words of the quarters of a range of ``row_bits``, up to the last one that is used."""
-        window, size = 1 << row_bits, 1 << (row_bits - 2)
-        rows = (np.arange(self.words) + self.base) % window
-        return tuple(int(rows[rows // size == q].max(initial=q * size - 1)) + 1 - q * size for q in range(4))
+    def quarters(self, row_bits: int) -> tuple[Bank, ...]:
+        """The quarters of a range of ``row_bits``: from its first word to the last that is used, or from its end down."""
+        size = 1 << (row_bits - 2)
+        rows = (np.arange(self.words) + self.base) % (4 * size)
+        banks = []
+        for quarter in range(4):
+            used = rows[rows // size == quarter] % size
+            up, down = int(used.max(initial=-1)) + 1, size - int(used.min(initial=size))
+            banks.append(Bank(down, True) if down < up else Bank(up))
+        return tuple(banks)
 
 
 def page_banks(hardware: HardwareConfig, page: int) -> Banks:
     """Banks of ``page``."""
-    return Banks(page * hardware.page_words, page_size(hardware, page), page != TRANSPOSED_PAGE)
+    return Banks(hardware.page_base(page), page_size(hardware, page), page != TRANSPOSED_PAGE)
 
 
 class ReadPort(Signature):
@@ -137,10 +150,10 @@ class ActivationModel:
     """Golden twin of `ActivationMemory`: one numpy array and the widths of its pages."""
 
     def __init__(self, hardware: HardwareConfig):
-        self.bits = np.full(hardware.activation_words, 16)
+        self.bits = np.full(hardware.activation_end, 16)
         for page, words in code_words(hardware).items():
-            self.bits[page * hardware.page_words :][:words] = VALUE_BITS
-        self.words = np.zeros((hardware.activation_words, hardware.in_lanes), np.int64)
+            self.bits[hardware.page_base(page) :][:words] = VALUE_BITS
+        self.words = np.zeros((hardware.activation_end, hardware.in_lanes), np.int64)
 
     def read(self, address: int) -> NDArray[np.int64]:
         """The lanes of one word."""
@@ -229,11 +242,13 @@ class ActivationMemory(wiring.Component):
 
     def _decode(self, en: Value, address: Value) -> list[Value]:
         """For every page its banks, one-hot: that of ``address``; none without ``en``."""
-        pages, words = self.hardware.pages, self.hardware.page_words
-        above = [Const(1)] + [address >= page * words for page in range(1, pages)] + [Const(0)]
+        pages = self.hardware.pages
+        above = (
+            [Const(1)] + [address >= self.hardware.page_base(page) for page in range(1, pages)] + [Const(0)]
+        )
         selects = []
         for page, banks in enumerate(self.banks):
-            count = len(banks.depths)
+            count = len(banks.banks)
             here = en & above[page] & ~above[page + 1]
             bank = Value.cast(address)[: banks.row_bits].shift_right(banks.row_bits - 2)
             selects.append(Cat(here & (bank == i) for i in range(count)) if count > 1 else here)
@@ -262,7 +277,7 @@ class ActivationMemory(wiring.Component):
             m.d.sync += stage[key].eq(any_of([(port.en, Value.cast(getattr(port, key))) for port in having]))
         selected = []
         for page, banks in enumerate(self.banks):
-            select = Signal(len(banks.depths), name=f"{kind}_{way.name}_bank{page}")
+            select = Signal(len(banks.banks), name=f"{kind}_{way.name}_bank{page}")
             m.d.sync += select.eq(choose([(Const(1), selects[page]) for selects in decoded.values()]))
             selected.append(select)
         return selected, stage, problem
@@ -295,7 +310,7 @@ class ActivationMemory(wiring.Component):
         for page, banks in enumerate(self.banks):
             readers = [(selects[page], stage) for way, selects, stage in reads if page in way.pages]
             writers = [(selects[page], stage) for way, selects, stage in writes if page in way.pages]
-            row_bits, count = banks.row_bits, len(banks.depths)
+            row_bits, count = banks.row_bits, len(banks.banks)
             access = _Access(
                 read_en=Signal(count, name=f"page{page}_read_en"),
                 read_row=Signal(row_bits, name=f"page{page}_read_row", reset_less=True),
@@ -324,11 +339,11 @@ class ActivationMemory(wiring.Component):
                 rows = [register(m, 1, Mux(transposed, row, write_row)) for row in lane_rows]
                 out = self._lane_memories(m, f"page{page}", access, rows, low)
             else:
-                out = self._memories(m, f"page{page}", access, banks.depths, low, 16)
+                out = self._memories(m, f"page{page}", access, banks.banks, low, 16)
             if page in codes:
                 upper = Cat(value.word_select(i, VALUE_BITS)[16:] for i in range(n))
-                depths = Banks(banks.base, codes[page]).quarters(row_bits) if count > 1 else banks.depths
-                high[page] = self._memories(m, f"page{page}_code", access, depths, upper, VALUE_BITS - 16)
+                parts = Banks(banks.base, codes[page]).quarters(row_bits) if count > 1 else banks.banks
+                high[page] = self._memories(m, f"page{page}_code", access, parts, upper, VALUE_BITS - 16)
             outputs.append(out)
             problem += pairs([select.any() for select, _ in readers])
             problem += pairs([select.any() for select, _ in writers])
@@ -367,27 +382,27 @@ class ActivationMemory(wiring.Component):
         return out
 
     def _memories(
-        self, m: Module, name: str, access: _Access, depths: tuple[int, ...], value: Value, bits: int
+        self, m: Module, name: str, access: _Access, banks: tuple[Bank, ...], value: Value, bits: int
     ) -> Value:
         """The banks of a page, or of its codes; returns the output of the page, behind the choice of the bank."""
-        row_bits = len(access.read_row) - (2 if len(depths) > 1 else 0)
+        row_bits = len(access.read_row) - (2 if len(banks) > 1 else 0)
         data = []
-        for i, depth in enumerate(depths):
+        for i, (depth, falling) in enumerate(banks):
             if not depth:
                 data.append(Const(0, len(value)))
                 continue
-            attrs = {"ram_style": "distributed"} if len(depths) > 1 and depth <= DISTRIBUTED_WORDS else {}
+            attrs = {"ram_style": "distributed"} if len(banks) > 1 and depth <= DISTRIBUTED_WORDS else {}
             memory = Memory(shape=unsigned(len(value)), depth=depth, init=[], attrs=attrs)
             m.submodules[f"{name}_bank{i}"] = memory
             read, write = memory.read_port(), memory.write_port(granularity=bits)
             m.d.comb += [
-                read.en.eq(access.read_en[i]), read.addr.eq(access.read_row[:row_bits]),
-                write.en.eq(access.write_en[i]), write.addr.eq(access.write_row[:row_bits]),
+                read.en.eq(access.read_en[i]), read.addr.eq(access.read_row[:row_bits] ^ -falling),
+                write.en.eq(access.write_en[i]), write.addr.eq(access.write_row[:row_bits] ^ -falling),
                 write.data.eq(value),
             ]  # fmt: skip
             data.append(register(m, 1, read.data))
         bank = register(m, 1, access.read_row[-2:], 2)
-        return register(m, 1, Array(data)[bank] if len(depths) > 1 else data[0])
+        return register(m, 1, Array(data)[bank] if len(banks) > 1 else data[0])
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ class Fifo(wiring.Component):
         Payload of both streams.
     depth : int
         Words of the memory, a power of two from 2; two more are in the registers behind it.
+    block : bool
+        Ask for block RAM, where synthesis would find the memory too small for it: 5 in place of 600 lookup tables, say.
 
     Members
     -------
@@ -36,10 +38,11 @@ class Fifo(wiring.Component):
 
     LATENCY = 3
 
-    def __init__(self, shape, depth: int):
+    def __init__(self, shape, depth: int, block: bool = False):
         if depth < 2 or not is_power_of_two(depth):
             raise ValueError(f"depth must be a power of two from 2, found {depth}")
         self.shape, self.depth = shape, depth
+        self.attrs = {"ram_style": "block"} if block else {}
         super().__init__(
             {"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)), "freed": Out(1)}
         )
@@ -49,7 +52,7 @@ class Fifo(wiring.Component):
         m = Module()
         i, o = self.i, self.o
         memory = m.submodules.memory = Memory(
-            shape=unsigned(Shape.cast(self.shape).width), depth=self.depth, init=[]
+            shape=unsigned(Shape.cast(self.shape).width), depth=self.depth, init=[], attrs=self.attrs
         )
         write, read = memory.write_port(), memory.read_port()
         level = Signal(range(self.depth + 1))

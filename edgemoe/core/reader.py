@@ -179,7 +179,7 @@ class Reader(wiring.Component):
             factors.i.payload.shift.eq(reciprocal.o.payload.shift),
         ]
         connect(m, factors.o, wiring.flipped(self.factor))
-        m.submodules.weighted = weighted = Fifo(weigher.o.payload.shape(), WEIGHT_DEPTH)
+        m.submodules.weighted = weighted = Fifo(weigher.o.payload.shape(), WEIGHT_DEPTH, block=True)
         m.d.comb += [
             weigher.o.ready.eq(1),
             weighted.i.valid.eq(weigher.o.valid),

@@ -8,6 +8,7 @@ import pytest
 from core.memory import refuses, simulate
 from edgemoe.config import NAMED
 from edgemoe.core.activation import (
+    DISTRIBUTED_WORDS,
     READ_LATENCY,
     TRANSPOSED_PAGE,
     ActivationMemory,
@@ -30,7 +31,7 @@ SMALL = {
 
 def places(hardware, page):
     """Words of ``page`` near the edges of its quarters, or all of them if they are few."""
-    first, size = page * hardware.page_words, page_size(hardware, page)
+    first, size = hardware.page_base(page), page_size(hardware, page)
     if size < 64:
         return range(first, first + size)
     ends = {(first + i) // 512 * 512 for i in range(size)} | {first, first + size}
@@ -112,18 +113,31 @@ def test_random_traffic(name, ways):
 
 
 def test_banks_hold_every_word_and_no_more_than_needed():
-    assert [page_banks(SMALL["8 lanes"], page).depths for page in range(5)] == [(32,)] * 5
-    assert page_banks(NANO, 1).depths == (512,)
+    assert [page_banks(SMALL["8 lanes"], page).banks for page in range(5)] == [((32, False),)] * 5
+    assert page_banks(NANO, 1).banks == ((512, False),)
     tiny = NAMED["m3vit-128"]
-    assert [page_banks(tiny, page).depths for page in range(4)] == [
-        (512, 512, 512, 12), (512, 512, 24, 512), (512, 36, 512, 512), (48, 512, 512, 512)
-    ]  # fmt: skip
-    assert page_banks(tiny, 4).depths == (2048,)
-    for base, words in ((1548, 1548), (5000, 1025), (77, 1664), (9, 2048)):
+    words = [[bank.depth for bank in page_banks(tiny, page).banks] for page in range(4)]
+    assert words == [[24, 512, 512, 500], [512, 512, 512, 12], [512, 512, 12, 512], [512, 24, 500, 512]]
+    assert page_banks(tiny, 4).banks == ((2048, False),)
+    for base, words in ((488, 1548), (1548, 1548), (5000, 1025), (77, 1664), (9, 2048)):
         banks = Banks(base, words)
-        size = (1 << banks.row_bits) // len(banks.depths)
-        rows = [(base + i) % (1 << banks.row_bits) for i in range(words)]
-        assert all(row % size < banks.depths[row // size] for row in rows)
+        size = (1 << banks.row_bits) // len(banks.banks)
+        for row in ((base + i) % (1 << banks.row_bits) for i in range(words)):
+            depth, falling = banks.banks[row // size]
+            assert (size - 1 - row % size if falling else row % size) < depth
+
+
+def test_pages_start_where_they_need_few_words_more_than_three_quarters():
+    for hardware in NAMED.values():
+        window = 1 << (hardware.page_words - 1).bit_length()
+
+        def words(first, hardware=hardware, window=window):
+            banks = [Banks(first + page * hardware.page_words, hardware.page_words) for page in range(4)]
+            depths = [b.depth for bank in banks for b in bank.banks]
+            return sum(d if d <= DISTRIBUTED_WORDS else window // 4 for d in depths)
+
+        if len(page_banks(hardware, 0).banks) > 1:
+            assert words(hardware.first_word) == min(words(first) for first in range(0, window // 4, 4))
 
 
 @pytest.mark.parametrize("case", ["readers", "writers", "foreign", "way", "apart"])
@@ -131,7 +145,6 @@ def test_contract_violations_are_noticed(case):
     hardware = SMALL["8 lanes"]
     writers = {"product": range(5), "norm": (1,), "load": range(5)}
     dut = ActivationMemory(hardware, writers=writers, read_ways=[("a", "norm")])
-    words = hardware.page_words
 
     async def testbench(ctx):
         def access(port, address):
@@ -139,17 +152,17 @@ def test_contract_violations_are_noticed(case):
             ctx.set(port.address, address)
 
         if case == "readers":
-            access(dut.read_a, words)
-            access(dut.read_b, 2 * words - 1)
+            access(dut.read_a, hardware.page_base(1))
+            access(dut.read_b, hardware.page_base(2) - 1)
         elif case == "writers":
-            access(dut.write_product, 3 * words)
-            access(dut.write_load, 4 * words - 1)
+            access(dut.write_product, hardware.page_base(3))
+            access(dut.write_load, hardware.page_base(4) - 1)
         elif case == "foreign":
-            access(dut.write_norm, 0)
+            access(dut.write_norm, hardware.page_base(0))
         else:
-            access(dut.read_a, 2 * words + 3)
-            access(dut.read_norm if case == "way" else dut.read_store, words)
-            access(dut.write_load, 2 * words + 3)
+            access(dut.read_a, hardware.page_base(2) + 3)
+            access(dut.read_norm if case == "way" else dut.read_store, hardware.page_base(1))
+            access(dut.write_load, hardware.page_base(2) + 3)
         await ctx.tick()
         for name in (*(f"read_{n}" for n in dut.readers), *(f"write_{n}" for n in dut.writers)):
             ctx.set(getattr(dut, name).en, 0)
