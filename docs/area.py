@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgemoe import synthesis
+from edgemoe import absorb, synthesis
 from edgemoe.cli import show
 from edgemoe.config import load_hardware
 from edgemoe.errors import EdgemoeError, ToolMissing
@@ -28,7 +28,8 @@ def netlist_hash(hardware, unit: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "top.il"
         synthesis.elaborate(synthesis.maker(unit)(hardware), path, synthesis.TARGETS[TARGET].platform)
-        return hashlib.sha256(path.read_bytes() + synthesis.script("ecp5").encode()).hexdigest()
+        flow = synthesis.script("ecp5").encode() + Path(absorb.__file__).read_bytes()
+        return hashlib.sha256(path.read_bytes() + flow).hexdigest()
 
 
 def measure(units: list[str]) -> dict[str, dict]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemoe import output, synthesis
+from edgemoe.absorb import top_module
 from edgemoe.config import HardwareConfig, ModelConfig, load_hardware
 from edgemoe.errors import BadInput, EdgemoeError
 from edgemoe.manifest import manifest
@@ -164,7 +165,7 @@ def wanted_mhz(spec: Ulx3sSpec) -> dict[str, float]:
 
 def clock_names(netlist: dict[str, Any]) -> dict[str, set[str]]:
     """All names of the nets that the PLL drives, by the names of `CLOCKS`."""
-    module = next(m for m in netlist["modules"].values() if int(m.get("attributes", {}).get("top", "0"), 2))
+    module = top_module(netlist)
     (pll,) = [cell for cell in module["cells"].values() if cell["type"] == "EHXPLLL"]
     return {
         clock: {
@@ -238,7 +239,7 @@ def build(
         elaborate(target, spec, folder)
         stages.begin(f"{name}: synthesis")
         log = synthesis.run_yosys(tools["yosys"], synthesis.script(device.family), folder)
-        netlist = json.loads((folder / "top.json").read_text())
+        netlist = synthesis.netlist_of(device.family, folder)
         resources = synthesis.read_netlist(netlist).resources
         excess = [key for key, have in device.capacity.items() if resources[key] > have]
         placed: list[Placed] = []

@@ -30,6 +30,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from edgemoe import output
+from edgemoe.absorb import absorb_file, top_module
 from edgemoe.config import HardwareConfig
 from edgemoe.errors import BadInput, EdgemoeError, ToolMissing
 from edgemoe.manifest import manifest
@@ -330,6 +331,16 @@ def run_yosys(yosys: str, script: str, folder: Path) -> str:
         raise
 
 
+def netlist_of(family: str, folder: Path) -> dict[str, Any]:
+    """The netlist that yosys has left in ``folder``, as place and route gets it; counts of `edgemoe.absorb` are in absorb.log."""
+    path = folder / "top.json"
+    if family != "ecp5":
+        return json.loads(path.read_text())
+    netlist, absorbed = absorb_file(path, HARNESS)
+    (folder / "absorb.log").write_text(f"{absorbed}\n")
+    return netlist
+
+
 def _first_error(text: str) -> str | None:
     return next((line.strip() for line in text.splitlines() if line.startswith("ERROR")), None)
 
@@ -348,7 +359,7 @@ class Netlist:
 def read_netlist(values: dict[str, Any], family: Family | None = None) -> Netlist:
     """Count the cells of a netlist (JSON of yosys) for a family of devices, ECP5 if none is given."""
     family = family or FAMILIES["ecp5"]
-    module = next(m for m in values["modules"].values() if int(m.get("attributes", {}).get("top", "0"), 2))
+    module = top_module(values)
     own = {
         bit: name.split("[")[0].lstrip("\\")
         for name, net in module["netnames"].items()
@@ -458,7 +469,7 @@ def synthesise(
         elaborate(make(hardware), folder / "top.il", device.platform)
         tick(f"{name}: synthesis", None)
         log = run_yosys(yosys, script(device.family), folder)
-        netlist = read_netlist(json.loads((folder / "top.json").read_text()), family)
+        netlist = read_netlist(netlist_of(device.family, folder), family)
         resources = netlist.resources
         total = {k: v + netlist.harness.get(k, 0) for k, v in resources.items()}
         excess = [k for k, have in device.capacity.items() if total[k] > have]

@@ -46,8 +46,8 @@ NETLIST = {
                 "h": {"type": "LUT4", "connections": {"Z": [9]}},
                 "i": {"type": "CCU2C", "connections": {}},
                 "j": {"type": "TRELLIS_DPR16X4", "connections": {}},
-                "k": {"type": "MULT18X18D", "connections": {}},
-                "l": {"type": "DP16KD", "connections": {}},
+                "k": {"type": "MULT18X18D", "parameters": {}, "connections": {}},
+                "l": {"type": "DP16KD", "parameters": {"DATA_WIDTH_A": "1001"}, "connections": {}},
             },
         },
     }

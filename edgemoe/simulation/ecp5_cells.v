@@ -152,7 +152,7 @@ module DP16KD (
     parameter [319:0] INITVAL_3E = 320'h0;
     parameter [319:0] INITVAL_3F = 320'h0;
 
-    initial if (REGMODE_A != "NOREG" || REGMODE_B != "NOREG" || CLKAMUX != "CLKA" || CLKBMUX != "CLKB" ||
+    initial if (CLKAMUX != "CLKA" || CLKBMUX != "CLKB" ||
                 CSA2 || CSA1 || CSA0 || CSB2 || CSB1 || CSB0) begin
         $display("DP16KD: a mode that is not modelled");
         $finish;
@@ -184,12 +184,29 @@ module DP16KD (
     wire [17:0] dia = {DIA17, DIA16, DIA15, DIA14, DIA13, DIA12, DIA11, DIA10, DIA9, DIA8, DIA7, DIA6, DIA5, DIA4, DIA3, DIA2, DIA1, DIA0}, dib = {DIB17, DIB16, DIB15, DIB14, DIB13, DIB12, DIB11, DIB10, DIB9, DIB8, DIB7, DIB6, DIB5, DIB4, DIB3, DIB2, DIB1, DIB0};
     reg [17:0] doa, dob;      // of ports up to 18 bits
     reg [35:0] wide;          // of a port B of 36 bits
+    reg [17:0] doa_register, dob_register;
+    reg [35:0] wide_register;
     initial begin
         doa = 0; dob = 0; wide = 0;
+        doa_register = 0; dob_register = 0; wide_register = 0;
     end
 
-    assign {DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6, DOA5, DOA4, DOA3, DOA2, DOA1, DOA0} = DATA_WIDTH_B == 36 ? wide[17:0] : doa;
-    assign {DOB17, DOB16, DOB15, DOB14, DOB13, DOB12, DOB11, DOB10, DOB9, DOB8, DOB7, DOB6, DOB5, DOB4, DOB3, DOB2, DOB1, DOB0} = DATA_WIDTH_B == 36 ? wide[35:18] : dob;
+    // A port that takes both sides has to set both, since it is not known which one a half obeys.
+    localparam OUTA = REGMODE_A == "OUTREG", OUTB = REGMODE_B == "OUTREG";
+    localparam BOTH = DATA_WIDTH_A == 36 && (OUTA || OUTB);
+    always @(posedge CLKB) if (BOTH && (!OUTA || !OUTB || OCEA != OCEB || !CLKA)) begin
+        $display("DP16KD: output registers of a wide port that differ are not modelled");
+        $finish;
+    end
+    always @(posedge RSTA or posedge RSTB) if (OUTA || OUTB) begin
+        $display("DP16KD: the reset of an output register is not modelled");
+        $finish;
+    end
+
+    wire [17:0] outa = OUTA ? doa_register : doa, outb = OUTB ? dob_register : dob;
+    wire [35:0] outw = OUTB ? wide_register : wide;
+    assign {DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6, DOA5, DOA4, DOA3, DOA2, DOA1, DOA0} = DATA_WIDTH_B == 36 ? outw[17:0] : outa;
+    assign {DOB17, DOB16, DOB15, DOB14, DOB13, DOB12, DOB11, DOB10, DOB9, DOB8, DOB7, DOB6, DOB5, DOB4, DOB3, DOB2, DOB1, DOB0} = DATA_WIDTH_B == 36 ? outw[35:18] : outb;
 
     // Bits of a row that an access of this width at this address touches; and where they begin.
     function [17:0] lanes(input integer width, input [13:0] address);
@@ -220,6 +237,12 @@ module DP16KD (
     wire [4:0] firsta = first(DATA_WIDTH_A, ada), firstb = first(DATA_WIDTH_B, adb);
     wire [17:0] spreada = dia << firsta, spreadb = dib << firstb;
     wire [35:0] seen = {mem[{rowb[9:1], 1'b1}], mem[{rowb[9:1], 1'b0}]};
+
+    always @(posedge CLKA) if (OCEA) doa_register <= doa;
+    always @(posedge CLKB) if (OCEB) begin
+        dob_register <= dob;
+        wide_register <= wide;
+    end
 
     always @(posedge CLKA) begin
         if (writesa && DATA_WIDTH_A == 36) begin

@@ -1,4 +1,4 @@
-"""Netlists: what synthesis for an ECP5 makes of a Component, as Verilog that a simulator runs.
+"""Netlists: what place and route for an ECP5 gets of a Component, as Verilog that a simulator runs.
 
 The cells are those of the device. Their models come with yosys, but for multiplier and block RAM (ecp5_cells.v).
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from amaranth.lib import wiring
 
-from edgemoe import output
+from edgemoe import absorb, output
 from edgemoe.errors import ToolMissing
-from edgemoe.synthesis import MAP, run_yosys
+from edgemoe.synthesis import MAP, netlist_of, run_yosys
 from edgemoe.verilog import collector_paused
 
 OWN = "ecp5_cells.v"
@@ -25,7 +25,8 @@ LIBRARY = ("common_sim.vh", "ccu2c_sim.vh")
 """Files of yosys with the models of the other cells, below share/lattice."""
 CELLS = ("LUT2", "LUT4", "PFUMX", "L6MUX21", "CCU2C", "TRELLIS_FF", "TRELLIS_DPR16X4", "INV", "VLO", "VHI")
 """What is taken from there; Icarus rejects some of the others."""
-SCRIPT = f"read_rtlil top.il; {MAP} {{options}}; clean -purge; write_verilog -noattr top.v"
+SCRIPT = f"read_rtlil top.il; {MAP} -json top.json {{options}}"
+VERILOG = "read_json top.json; clean -purge; write_verilog -noattr top.v"
 
 
 def share(yosys: str) -> Path:
@@ -56,7 +57,7 @@ def cells(yosys: str) -> str:
 
 
 def netlist(component: wiring.Component, yosys: str, cache: Path, top: str = "top", options: str = "") -> str:
-    """The component after synthesis, and its cells; made once and kept below ``cache``.
+    """The component after synthesis and `edgemoe.absorb`, and its cells; made once and kept below ``cache``.
 
     Args:
         yosys: the program.
@@ -72,7 +73,8 @@ def netlist(component: wiring.Component, yosys: str, cache: Path, top: str = "to
         source = rtlil.convert(component, name=top, platform="ecp5", emit_src=False)
     script = SCRIPT.format(top=top, options=options)
     version = subprocess.run([yosys, "-V"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256(repr((source, script, version)).encode()).hexdigest()[:16]
+    steps = (script, VERILOG, Path(absorb.__file__).read_text())
+    key = hashlib.sha256(repr((source, steps, version)).encode()).hexdigest()[:16]
     kept = cache / f"netlist-{key}.v"
     if not kept.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,8 @@ def netlist(component: wiring.Component, yosys: str, cache: Path, top: str = "to
             work = Path(scratch)
             (work / "top.il").write_text(source)
             run_yosys(yosys, script, work)
+            netlist_of("ecp5", work)
+            run_yosys(yosys, VERILOG, work)
             with output.file(kept) as temporary:
                 temporary.write_text((work / "top.v").read_text())
     return kept.read_text() + "\n" + cells(yosys)

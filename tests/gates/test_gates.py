@@ -81,6 +81,27 @@ def test_the_explicit_multiplier_equals_the_inferred_one(b_bits, yosys, tmp_path
     simulate("multiplier", text, tmp_path, B_BITS=str(b_bits))
 
 
+@pytest.mark.parametrize(("width", "depth"), [(32, 512), (16, 1024), (9, 2048), (4, 4096)])
+def test_registers_inside_block_rams_equal_a_model(width, depth, yosys, tmp_path):
+    bench = importlib.import_module("bench_absorb")
+    text = gates.netlist(bench.Memories(width, depth), yosys, api.cache())
+    found = census(text)
+    assert (
+        found["DP16KD"] == 3 and found["TRELLIS_FF"] == width
+    )  # those of the memory whose output is used elsewhere
+    assert text.count('.REGMODE_B("OUTREG")') + text.count('.REGMODE_A("OUTREG")') == (4 if width > 18 else 2)
+    simulate("absorb", text, tmp_path, WIDTH=str(width), DEPTH=str(depth))
+
+
+def test_registers_inside_multipliers_equal_a_model(yosys, tmp_path):
+    bench = importlib.import_module("bench_product")
+    text = gates.netlist(bench.Products(), yosys, api.cache())
+    found = census(text)
+    assert found["MULT18X18D"] == 2 and found["TRELLIS_FF"] == 2 * bench.BITS
+    assert text.count('.REG_OUTPUT_CLK("CLK0")') == 1
+    simulate("product", text, tmp_path)
+
+
 @pytest.mark.slow
 def test_the_netlist_of_a_core_equals_golden(yosys, tmp_path):
     """A whole accelerator runs a small model: every element of every tensor, two images and both tasks."""
