@@ -72,7 +72,14 @@ def short_product_value(a: ValueLike, b: ValueLike) -> Value:
     rows: list[Value] = [Mux(bit, a, 0).shift_left(i) for i, bit in enumerate(b)]
     while len(rows) > 1:
         rows = [x + y for x, y in zip(rows[::2], rows[1::2])] + rows[len(rows) & ~1 :]
-    return rows[0]
+    return rows[0] if rows else Const(0, 1)
+
+
+def short_product_halves(a: ValueLike, b: ValueLike) -> tuple[Value, Value]:
+    """Two values whose sum is `short_product_value`; registers between them and the sum make two short paths of a long one."""
+    b = Value.cast(b)
+    half = len(b) // 2
+    return short_product_value(a, b[:half]), short_product_value(a, b[half:]).shift_left(half)
 
 
 # -- saturation ---------------------------------------------------------------------------------

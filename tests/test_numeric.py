@@ -78,6 +78,8 @@ def test_short_products(shape, short):
     a, b = np.concatenate([a, a[::-1]]), np.concatenate([b, np.roll(b, 3)])
     got = evaluate(numeric.short_product_value, (shape, a), (unsigned(short), b))
     assert got == (a * b).tolist()
+    halves = evaluate(lambda x, y: sum(numeric.short_product_halves(x, y)), (shape, a), (unsigned(short), b))
+    assert halves == got
 
 
 @given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=40), st.integers(4, 16))

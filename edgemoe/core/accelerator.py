@@ -17,13 +17,13 @@ from edgemoe.core.filler import Filler
 from edgemoe.core.guard import Guard
 from edgemoe.core.interface import ADDRESS_BITS, COUNTERS, ControlPort, MemoryPort, MonitorPort
 from edgemoe.core.loader import Loader
-from edgemoe.core.reader import TOKEN_TAG, Reader
+from edgemoe.core.reader import ROW_FACTOR, TOKEN_TAG, Reader
 from edgemoe.core.sequencer import Dispatcher, RegionSequencer
 from edgemoe.core.storer import Storer
 from edgemoe.core.writer import Writer, reorder_spec
 from edgemoe.isa import Error
 from edgemoe.numeric import register
-from edgemoe.stream import connect
+from edgemoe.stream import Buffer, connect
 from edgemoe.units.attention import ReorderUnit
 from edgemoe.units.matmul import DotArray, MatmulSpec
 from edgemoe.units.softmax import RowMaximum
@@ -152,7 +152,9 @@ class Core(wiring.Component):
             Value.cast(writer.i.payload).eq(Value.cast(array.o.payload)),
             array.o.ready.eq(1),
         ]
-        connect(m, reader.factor, writer.factor)
+        m.submodules.factor = factor = Buffer(ROW_FACTOR)  # ends the way of ``ready``
+        connect(m, reader.factor, factor.i)
+        connect(m, factor.o, writer.factor)
         m.d.comb += [
             Value.cast(getattr(writer, name)).eq(Value.cast(getattr(filler, name)))
             for name in ("parameter_en", "parameter_single", "parameter_set", "parameter_index", "parameter")

@@ -11,7 +11,7 @@ from edgemoe.core.activation import READ_LATENCY, VALUE_BITS, ReadPort, WritePor
 from edgemoe.core.fifo import Fifo
 from edgemoe.core.interface import norm_record, route_record
 from edgemoe.core.reader import FOLLOW, PROGRESS, may_read
-from edgemoe.numeric import register, short_product_value, unreset
+from edgemoe.numeric import register, short_product_halves, unreset
 from edgemoe.stream import Buffer, connect
 from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
 from edgemoe.units.router import Router, RouterSpec
@@ -274,12 +274,12 @@ class GateEngine(wiring.Component):
         issue = router.request.valid & (room != 0)
         m.d.comb += router.request.ready.eq(room != 0)
         m.d.sync += room.eq(room - issue + register(m, 1, words.freed))
-        offset = register(m, 1, short_product_value(job.a_stride, request.row)[:16])
+        low, high = (register(m, 1, x[:16]) for x in short_product_halves(job.a_stride, request.row))
         inside = register(m, 1, job.a_base + Value.cast(request.word)[part_bits:])
         part = register(m, 1, Value.cast(request.word)[:part_bits], 2 + READ_LATENCY)
         m.d.sync += [
             self.read.en.eq(register(m, 1, issue)),
-            self.read.address.eq(offset + inside),
+            self.read.address.eq(low + high + inside),
         ]
         m.d.comb += [
             words.i.valid.eq(register(m, 1, self.read.en, READ_LATENCY)),

@@ -20,7 +20,7 @@ from amaranth.lib.wiring import In, Out
 from edgemoe.config import HardwareConfig
 from edgemoe.core.activation import READ_LATENCY, ReadPort
 from edgemoe.core.fifo import Fifo
-from edgemoe.numeric import register, short_product_value
+from edgemoe.numeric import register, short_product_halves
 from edgemoe.stream import Buffer, connect, pipeline
 from edgemoe.units.softmax import Reciprocal, SoftmaxSpec, Weigher
 
@@ -276,13 +276,15 @@ class Reader(wiring.Component):
         a_index = register(m, enable, Mux(job.indirect_a, self.entry.token, position))
         d_index = register(m, enable, Mux(job.indirect_d, self.entry.token, position))
         score = register(m, enable, Mux(job.queued, self.entry.score, SCORE_ONE), 3)
-        a_offset = register(m, enable, short_product_value(job.a_stride, a_index)[:16])
-        d_offset = register(m, enable, short_product_value(job.d_stride, d_index)[:16])
+        a_parts, d_parts = (
+            [register(m, enable, x[:16]) for x in short_product_halves(stride, index)]
+            for stride, index in ((job.a_stride, a_index), (job.d_stride, d_index))
+        )
         into = tokens.i.payload
         m.d.comb += [
             tokens.i.valid.eq(valid),
-            into.a_row.eq(register(m, enable, (job.a_base + a_offset)[:16])),
-            into.d_row.eq(register(m, enable, (job.d_base + d_offset)[:16])),
+            into.a_row.eq(register(m, enable, (job.a_base + a_parts[0] + a_parts[1])[:16])),
+            into.d_row.eq(register(m, enable, (job.d_base + d_parts[0] + d_parts[1])[:16])),
             into.row.eq(register(m, enable, d_index, 2)),
             into.position.eq(register(m, enable, position, 3)),
             into.score.eq(score),

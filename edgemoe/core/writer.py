@@ -27,7 +27,7 @@ from edgemoe.core.activation import READ_LATENCY, ReadPort, WritePort
 from edgemoe.core.interface import product_record
 from edgemoe.core.reader import ROW_FACTOR, SCORE_ONE, TOKEN_TAG
 from edgemoe.isa import Dest
-from edgemoe.numeric import bit_length_value, register, saturate_value, short_product_value, unreset
+from edgemoe.numeric import bit_length_value, register, saturate_value, short_product_halves, unreset
 from edgemoe.units.attention import ReorderSpec, set_bits, tag_layout
 from edgemoe.units.gelu import Gelu, GeluSpec
 from edgemoe.units.requantise import ChannelParameter, Mode, Requantise, RequantiseSpec
@@ -323,7 +323,6 @@ class Writer(wiring.Component):
         m.submodules.requantise = unit = Requantise(self.requantise, lanes, tag=self.note)
         into, note = unit.i.payload, beat.note
         lane_bits = (hardware.in_lanes - 1).bit_length()
-        product = short_product_value(note.channel, beat.stride)[:16]  # VALUES: a channel is a row
         fields = {
             "acc": Value.cast(beat.acc),
             "row_multiplier": beat.factor.multiplier,
@@ -334,17 +333,15 @@ class Writer(wiring.Component):
         m.d.comb += Value.cast(into.parameter).eq(register(m, 1, parameter, 1))
         staged = Signal(self.note)
         m.d.sync += Value.cast(staged).eq(Value.cast(note))
-        ahead = Signal(16)
-        transposed = Signal(16)
-        m.d.sync += [
-            ahead.eq(beat.row_address + (note.channel >> lane_bits)),
-            transposed.eq(product),
-        ]
+        ahead = register(m, 1, (beat.row_address + (note.channel >> lane_bits))[:16])
+        # VALUES: a channel is a row
+        low, high = (register(m, 1, x[:16]) for x in short_product_halves(note.channel, beat.stride))
+        column = register(m, 1, (note.base + (note.row >> lane_bits))[:16])
         final = Signal(self.note)
         m.d.sync += [
             Value.cast(final).eq(Value.cast(staged)),
             final.address.eq(ahead),
-            final.base.eq(staged.base + transposed + (staged.row >> lane_bits)),
+            final.base.eq(column + low + high),
         ]
         m.d.comb += [unit.i.valid.eq(final.valid), Value.cast(into.tag).eq(Value.cast(final))]
         return unit

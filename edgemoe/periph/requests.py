@@ -329,9 +329,10 @@ class Requests(wiring.Component):
     def _memory(self, m: Module) -> None:
         """Words of READ and CHECKSUM, burst by burst."""
         narrow, burst, sums = self.narrow, self.burst, self.sums
+        some = self.some  # burst != 0
         request, read, payload = self.memory.read_request, self.memory.read_data, self.payload
         with m.State("BURST"):
-            m.d.sync += burst.eq(Mux(self.words >= MAX_BURST, MAX_BURST, self.words))
+            m.d.sync += [burst.eq(Mux(self.words >= MAX_BURST, MAX_BURST, self.words)), some.eq(1)]
             m.next = "REQUEST"
         with m.State("REQUEST"):
             m.d.comb += [request.valid.eq(1), self.waiting.eq(1)]
@@ -341,8 +342,8 @@ class Requests(wiring.Component):
         with m.State("FLOW"):
             m.d.comb += [
                 self.waiting.eq(1),
-                narrow.i.valid.eq(read.valid & (burst != 0)),
-                read.ready.eq(narrow.i.ready & (burst != 0)),
+                narrow.i.valid.eq(read.valid & some),
+                read.ready.eq(narrow.i.ready & some),
                 payload.valid.eq(narrow.o.valid & ~sums),
                 payload.payload.eq(narrow.o.payload),
                 narrow.o.ready.eq(sums | payload.ready),
@@ -350,8 +351,8 @@ class Requests(wiring.Component):
                 self.moved.eq(narrow.o.valid & narrow.o.ready),
             ]
             with m.If(read.valid & read.ready):
-                m.d.sync += burst.eq(burst - 1)
-            with m.If((burst == 0) & ~narrow.o.valid):
+                m.d.sync += [burst.eq(burst - 1), some.eq(burst != 1)]
+            with m.If(~some & ~narrow.o.valid):
                 m.next = "HEADER"
                 with m.If(self.words != 0):
                     m.next = "BURST"
@@ -364,7 +365,7 @@ class Requests(wiring.Component):
         m.submodules.crc = self.crc = crc32()
         m.submodules.widen = self.widen = Gearbox(1, port)
         m.submodules.narrow = self.narrow = Gearbox(port, 1)
-        self.burst, self.sums = Signal(range(MAX_BURST + 1)), Signal()
+        self.burst, self.some, self.sums = Signal(range(MAX_BURST + 1)), Signal(), Signal()
         self.waiting, self.moved, silence = Signal(), Signal(), Signal(range(self.patience + 1))
         request, read, write = self.memory.read_request, self.memory.read_data, self.memory.write
         m.d.sync += self.sums.eq(self.command == Command.CHECKSUM)
