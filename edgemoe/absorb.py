@@ -6,7 +6,8 @@ yosys packs no flip-flop into either cell. A pass over its netlist does, before 
 
 A port of a block RAM has one register for all its bits, with the clock of the port and an enable of its own, OCE; CE enables the latch
 in front of it. So a port loses all its flip-flops or none. Nothing else may hang on its outputs, and the flip-flops must
-be what the register is: of the port's clock and edge, with one enable, without a reset, 0 at first.
+be what the register is: of the port's clock and edge, with one enable, without a reset, 0 at first. ``Signal(attrs={"keep": 1})`` keeps
+them outside, where a flip-flop halfway between memory and logic makes the longer of two wires.
 
 The same holds for the outputs of a multiplier, with one rule more: the register must always be enabled, and all registered multipliers of
 the design have to agree in clock, enable and reset. Multipliers of a DSP block share these pins, nextpnr renames them where they differ,
@@ -83,7 +84,7 @@ def absorb(netlist: dict[str, Any], keep: str) -> Absorbed:
 
     Args:
         netlist: JSON of yosys after ``synth_ecp5``, flat.
-        keep: flip-flops whose output has a name that begins so stay.
+        keep: flip-flops whose output has a name that begins so stay, as do those whose output has the attribute ``keep``.
     """
     return _Pass(top_module(netlist), keep).run()
 
@@ -107,7 +108,7 @@ class _Pass:
         self.kept = {
             bit
             for name, net in self.names.items()
-            if name.lstrip("\\").startswith(keep)
+            if name.lstrip("\\").startswith(keep) or "keep" in net.get("attributes", {})
             for bit in net["bits"]
         }
         self.loads: dict[Bit, list[tuple[str, str]]] = {}

@@ -230,9 +230,10 @@ def test_registers_that_have_to_stay_do(attribute):
     assert refusal(netlist) == "a register that must stay"
 
 
-def test_registers_of_the_harness_stay():
+@pytest.mark.parametrize(("name", "attributes"), [("\\harness_capture", {}), ("word", {"keep": "1"})])
+def test_registers_of_the_harness_and_of_kept_signals_stay(name, attributes):
     netlist = two_bits()
-    top(netlist)["netnames"]["\\harness_capture"] = {"bits": [21]}
+    top(netlist)["netnames"][name] = {"bits": [21], "attributes": attributes}
     assert refusal(netlist) == "a register that must stay"
 
 

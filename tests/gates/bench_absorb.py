@@ -12,7 +12,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, Timer
 
 BYTE = 8
-KINDS = ("always", "enabled", "open")
+KINDS = ("always", "enabled", "kept", "open")
 CYCLES = 3000
 
 
@@ -22,8 +22,9 @@ def contents(width, depth):
 
 
 class Memories(wiring.Component):
-    """Three memories that are written and read alike, and differ in what is behind them: a register that is ``always``
-    enabled, one that is ``enabled`` by an input, and one beside which the output is used without register (``open``).
+    """Memories that are written and read alike, and differ in what is behind them: a register that is ``always``
+    enabled, one that is ``enabled`` by an input, one whose signal is to be ``kept``, and one beside which the output
+    is used without register (``open``).
     """
 
     def __init__(self, width, depth):
@@ -60,7 +61,8 @@ class Memories(wiring.Component):
                 read.en.eq(self.read),
                 read.addr.eq(self.read_address),
             ]
-            register = Signal(self.width, reset_less=True, name=f"{kind}_register")
+            attributes = {"keep": 1} if kind == "kept" else {}
+            register = Signal(self.width, reset_less=True, name=f"{kind}_register", attrs=attributes)
             with m.If(self.enable if kind == "enabled" else 1):
                 m.d.sync += register.eq(read.data)
             m.d.comb += getattr(self, kind).eq(register)
@@ -80,7 +82,7 @@ async def registers_equal_the_model(dut):
     Clock(dut.clk, 10, "ns").start()
     await FallingEdge(dut.clk)
     for cycle in range(CYCLES):
-        assert int(dut.always.value) == int(dut.open.value) == always, cycle
+        assert int(dut.always.value) == int(dut.kept.value) == int(dut.open.value) == always, cycle
         assert int(dut.enabled.value) == enabled, cycle
         assert int(dut.latch.value) == latch, cycle
         write = drawn.randrange(1 << lanes) * drawn.randrange(2)
