@@ -245,9 +245,6 @@ class Writer(wiring.Component):
                 m.d.sync += again.eq(1)
             with m.Else():
                 m.d.sync += group.eq(group + 1)
-                shifted = Cat(Value.cast(held.acc)[lanes * hardware.acc_bits :], 0)
-                if groups > 1:
-                    m.d.sync += Value.cast(held.acc).eq(shifted)
             with m.If(last):
                 m.d.sync += busy.eq(0)
         with m.If(take):
@@ -298,7 +295,7 @@ class Writer(wiring.Component):
         )
         note = beat.note
         m.d.sync += [
-            Value.cast(beat.acc).eq(Value.cast(held.acc)[: lanes * hardware.acc_bits]),
+            Value.cast(beat.acc).eq(Value.cast(held.acc).word_select(group, lanes * hardware.acc_bits)),
             beat.set.eq(tag.set - is_old),
             beat.slot.eq(group << lane_bits),
             Value.cast(beat.factor).eq(Value.cast(factor)),
