@@ -452,6 +452,7 @@ NAMED: dict[str, HardwareConfig] = {
         _m3vit("m3vit-512", 32, 16, 64, slot_sets=14),
         _m3vit("m3vit-1024", 32, 32, 128, slot_sets=14),
         _m3vit("ulx3s-85f", 8, 16, 16, norm_lanes=2, gate_lanes=2, memory_bytes=1 << 25),
+        _m3vit("ulx3s-85f-64", 8, 8, 16, norm_lanes=2, gate_lanes=2, memory_bytes=1 << 25),
         HardwareConfig(
             name="ulx3s-25f", in_lanes=4, out_lanes=2, port_bytes=8, tokens=37, dim=48, row=96, hidden=96,
             image=1728, heads=3, experts=8, top_k=2, profile="w16a16", post_lanes=1, norm_lanes=1,

@@ -15,7 +15,7 @@ from edgemoe.errors import BadInput
 EPILOG = """\
 MODEL is a model file (docs/model-file.md) or `nano`, the packaged MultiMNIST model.
 HW is a TOML file or a name: nano, m3vit-64, m3vit-128, m3vit-256, m3vit-512, m3vit-1024, ulx3s-85f,
-ulx3s-25f.
+ulx3s-85f-64, ulx3s-25f.
 IMAGE is a .npy or .png file, `FILE.npz:N` for image N of a stack, or `nano:N` for packaged test image N.
 exit codes: 0 ok, 1 mismatch, 2 bad input, 3 tool missing, 4 does not fit, 5 device error
 """
