@@ -18,6 +18,7 @@ from edgemoe.protocol import (
     SEQUENCES,
     STATE,
     VERSION,
+    WINDOW,
     Command,
     Decoder,
     Frame,
@@ -258,6 +259,8 @@ class Client:
             return False  # of a request that was sent twice, or of an earlier program
         if answer.status == Status.SEQUENCE:
             expected = (int.from_bytes(answer.payload, "little") - first) % SEQUENCES
+            if expected >= SEQUENCES - WINDOW:
+                return False  # late: what the device asked for then has been answered since
             if expected > len(pending):
                 raise DeviceError(
                     f"{self.line.name}: the device began anew in the middle of a transfer, and its memory may have changed; "

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgemoe.errors import DeviceError
 from edgemoe.host.client import Client
 from edgemoe.host.virtual import Start, VirtualDevice
-from edgemoe.protocol import REQUEST, RESPONSE, Command, Decoder, Frame, Identity
+from edgemoe.protocol import REQUEST, RESPONSE, Command, Decoder, Frame, Identity, Status
 from host.pipes import Pipe
 from periph.link_bench import HARDWARE
 
@@ -203,6 +203,29 @@ def test_a_device_that_begins_anew_in_the_middle_is_noticed():
         client.write(0, bytes(60 * 1024))
     client.write(0, b"again---" * 3)
     assert line.device.memory[:24] == b"again---" * 3
+
+
+def test_a_late_request_for_an_earlier_sequence_is_no_restart():
+    """The device missed a request and said so, got it again and answered, and only then its complaint arrives."""
+    there = device()
+    line = Pipe(there)
+    client = Client(line, **QUICK)
+    client.open()
+    first, late = client._next, []
+
+    def complain(data):
+        if not late and client._next != first + 1:
+            missed = (first - 1) % (1 << 16)
+            status = Frame(
+                (first + 1) % (1 << 16), Command.WRITE, missed.to_bytes(2, "little"), Status.SEQUENCE
+            )
+            late.append(status.encode(RESPONSE))
+            return late[0] + data
+        return data
+
+    line.down = complain
+    client.write(0, bytes(range(256)) * 100)
+    assert late and there.memory[: 256 * 100] == bytes(range(256)) * 100
 
 
 @pytest.mark.parametrize(("payload", "spoken"), [
