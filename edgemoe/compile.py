@@ -64,7 +64,6 @@ from edgemoe.memmap import (
     pack_rows,
     pad_lanes,
     pad_region,
-    page_base,
     patch_positions,
     rows_bytes,
     split_digits,
@@ -125,7 +124,7 @@ class _Compiler:
         """Descriptor whose completion frees the buffer of NORM's parameters."""
 
     def base(self, page: Page) -> int:
-        return page_base(self.hw, page)
+        return self.hw.page_base(page)
 
     # -- building blocks --------------------------------------------------------------------------
 

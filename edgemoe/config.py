@@ -149,7 +149,8 @@ class HardwareConfig:
     Capacities are in values, not words: ``tokens`` (with class token), ``dim`` (channels of a token,
     heads padded to the lanes), ``row`` (longest row of operand B: patch, hidden, tokens, twice dim for
     a gate on 8-bit B), ``hidden`` (channels of one expert or slice of a dense MLP), ``image`` (pixels
-    of all channels, patch rows padded to the lanes).
+    of all channels, patch rows padded to the lanes). ``norm_lanes``, ``post_lanes`` and ``gate_lanes`` are the values
+    per cycle of layer norm, of what follows the array, and of the router.
     """
 
     name: str

@@ -38,11 +38,6 @@ class Page(enum.IntEnum):
     V = 4
 
 
-def page_base(hardware: HardwareConfig, page: Page) -> int:
-    """First word of ``page``."""
-    return hardware.page_base(page)
-
-
 # -- parameters ---------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgemoe import memmap
+from edgemoe.core.activation import page_size
 from edgemoe.errors import BadInput, DoesNotFit
 from edgemoe.memmap import MemoryImage, Parameters, Stored
 from models import CONFIG, hardware
@@ -157,5 +158,6 @@ def test_memory_image_places_regions_on_port_words():
 
 def test_pages_do_not_overlap():
     hw = replace(hardware(), tokens=100)
-    bases = [memmap.page_base(hw, page) for page in memmap.Page]
-    assert bases == [hw.first_word + i * hw.page_words for i in range(5)]
+    bases = [hw.page_base(page) for page in memmap.Page]
+    ends = [base + page_size(hw, page) for page, base in enumerate(bases)]
+    assert ends == [*bases[1:], hw.activation_end]  # and no gaps: a region may run from a page over the next

@@ -54,7 +54,7 @@ class RouterSpec:
     Parameters
     ----------
     in_lanes : int
-        Codes per word of the score memory; a power of two.
+        Codes per response, of the score memory's words or parts of them; a power of two.
     tokens, experts, top_k : int
         Largest number of tokens, experts and choices per token.
     guard : int
