@@ -171,8 +171,8 @@ class _Pass:
         self._move(cell, group)
 
     def _multiplier(self, cell: Cell) -> None:
-        if cell["parameters"].get("REG_OUTPUT_CLK", "NONE") != "NONE":
-            return
+        if any(cell["parameters"].get(f"REG_{r}_CLK", "NONE") != "NONE" for r in ("PIPELINE", "OUTPUT")):
+            return  # made so, and what is behind it may be an ALU54B
         group = self._group(cell, [f"P{lane}" for lane in range(PRODUCT)])
         if group is None:
             return

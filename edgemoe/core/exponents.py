@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Array, Cat, Module, Signal, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -70,12 +70,12 @@ class ExponentTable(wiring.Component):
             memory = Memory(shape=EXPONENT_BITS, depth=depth, init=[])
             m.submodules[f"lane{lane}"] = memory
             old, write = memory.read_port(domain="comb"), memory.write_port()
-            keep = ~self.first & (old.data > self.exponent)
+            raises = self.first | (old.data <= self.exponent)
             m.d.comb += [
                 old.addr.eq(row_address),
                 write.addr.eq(row_address),
-                write.en.eq(self.valid & (self.row[:lane_bits] == lane)),
-                write.data.eq(Mux(keep, old.data, self.exponent)),
+                write.en.eq(self.valid & (self.row[:lane_bits] == lane) & raises),
+                write.data.eq(self.exponent),
             ]
             for i in range(self.readers):
                 read = memory.read_port(domain="comb")

@@ -358,7 +358,7 @@ class _PageRows:
             into.last.eq(word_last & row_last),
         ]
 
-        # stage 1: exponents; 2, 3: rotation of V; 4, 5: shift; 6: rounding and saturation. None of them waits.
+        # stage 1: exponents of both kinds; 2, 3: rotation of V; 4, 5: shift; 6: rounding and saturation. None of them waits.
         stages = 6
         take = register(m, 1, filler.memory.en, READ_LATENCY)
         here = sides.o.payload
@@ -369,13 +369,14 @@ class _PageRows:
             filler.value_head.eq(command.head),
             filler.value_word.eq(here.word),
         ]
-        key_exponent = Array(filler.key_exponents[lane] for lane in range(lanes))[here.row[:lane_bits]]
-        exponents = [
-            register(m, 1, Mux(values, filler.value_exponents[lane], key_exponent)) for lane in range(lanes)
-        ]
+        key_exponent = register(
+            m, 1, Array(filler.key_exponents[lane] for lane in range(lanes))[here.row[:lane_bits]]
+        )
+        value_exponents = [register(m, 1, filler.value_exponents[lane]) for lane in range(lanes)]
+        exponents = [Mux(values, v, key_exponent) for v in value_exponents]
         m.d.comb += [
-            self.key_valid.eq(take & here.first & ~values),
-            self.key_index.eq(here.slot),
+            self.key_valid.eq(register(m, 1, take & here.first & ~values)),
+            self.key_index.eq(register(m, 1, here.slot)),
             self.key_exponent.eq(key_exponent),
         ]
         word_lanes = [register(m, 1, filler.memory.data[lane][:16]) for lane in range(lanes)]

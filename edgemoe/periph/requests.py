@@ -22,6 +22,7 @@ from edgemoe.protocol import (
     Identity,
     Status,
 )
+from edgemoe.stream import Buffer, connect
 
 ARGUMENT_BYTES = max(layout.size for layout in ARGUMENTS.values())
 STATUS_BITS = max(Status).bit_length()
@@ -328,7 +329,7 @@ class Requests(wiring.Component):
 
     def _memory(self, m: Module) -> None:
         """Words of READ and CHECKSUM, burst by burst."""
-        narrow, burst, sums = self.narrow, self.burst, self.sums
+        narrow, bytes_, burst, sums = self.narrow, self.bytes, self.burst, self.sums
         some = self.some  # burst != 0
         request, read, payload = self.memory.read_request, self.memory.read_data, self.payload
         with m.State("BURST"):
@@ -344,15 +345,15 @@ class Requests(wiring.Component):
                 self.waiting.eq(1),
                 narrow.i.valid.eq(read.valid & some),
                 read.ready.eq(narrow.i.ready & some),
-                payload.valid.eq(narrow.o.valid & ~sums),
-                payload.payload.eq(narrow.o.payload),
-                narrow.o.ready.eq(sums | payload.ready),
-                self.crc.valid.eq(narrow.o.valid & sums),
-                self.moved.eq(narrow.o.valid & narrow.o.ready),
+                payload.valid.eq(bytes_.valid & ~sums),
+                payload.payload.eq(bytes_.payload),
+                bytes_.ready.eq(sums | payload.ready),
+                self.crc.valid.eq(bytes_.valid & sums),
+                self.moved.eq(bytes_.valid & bytes_.ready),
             ]
             with m.If(read.valid & read.ready):
                 m.d.sync += [burst.eq(burst - 1), some.eq(burst != 1)]
-            with m.If(~some & ~narrow.o.valid):
+            with m.If(~some & ~narrow.o.valid & ~bytes_.valid):
                 m.next = "HEADER"
                 with m.If(self.words != 0):
                     m.next = "BURST"
@@ -365,12 +366,15 @@ class Requests(wiring.Component):
         m.submodules.crc = self.crc = crc32()
         m.submodules.widen = self.widen = Gearbox(1, port)
         m.submodules.narrow = self.narrow = Gearbox(port, 1)
+        m.submodules.bytes = bytes_ = Buffer(8)  # ends the way of ``ready``
+        connect(m, self.narrow.o, bytes_.i)
+        self.bytes = bytes_.o
         self.burst, self.some, self.sums = Signal(range(MAX_BURST + 1)), Signal(), Signal()
         self.waiting, self.moved, silence = Signal(), Signal(), Signal(range(self.patience + 1))
         request, read, write = self.memory.read_request, self.memory.read_data, self.memory.write
         m.d.sync += self.sums.eq(self.command == Command.CHECKSUM)
         m.d.comb += [
-            self.crc.data.eq(self.narrow.o.payload),
+            self.crc.data.eq(self.bytes.payload),
             request.payload.address.eq(self.address),
             request.payload.length.eq(self.burst - 1),
             self.narrow.i.payload.eq(read.payload),

@@ -1,15 +1,17 @@
-// Cells of an ECP5 that yosys has no model of: multiplier and block RAM, as far as this design uses them; plain Verilog,
+// Cells of an ECP5 that yosys has no model of: multiplier, adder and block RAM, as far as this design uses them; plain Verilog,
 // for Verilator and Icarus. What is not modelled ends the simulation with an error: it must not pass unnoticed.
 //
 // Source: Lattice FPGA-TN-02205 (sysDSP), FPGA-TN-02204 (memory), and the maps of yosys (lattice/brams_map_16kd.v).
 
-// 18 x 18 bits, signed or unsigned, with registers in front and behind where the parameters ask for them.
+// 18 x 18 bits, signed or unsigned, with registers in front, halfway and behind where the parameters ask for them.
 module MULT18X18D (
     input  A17, A16, A15, A14, A13, A12, A11, A10, A9, A8, A7, A6, A5, A4, A3, A2, A1, A0,
     input  B17, B16, B15, B14, B13, B12, B11, B10, B9, B8, B7, B6, B5, B4, B3, B2, B1, B0,
     input  C17, C16, C15, C14, C13, C12, C11, C10, C9, C8, C7, C6, C5, C4, C3, C2, C1, C0,
     input  SIGNEDA, SIGNEDB, SOURCEA, SOURCEB, CLK0, CLK1, CLK2, CLK3, CE0, CE1, CE2, CE3, RST0, RST1, RST2, RST3,
-    output P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18, P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0
+    output ROA17, ROA16, ROA15, ROA14, ROA13, ROA12, ROA11, ROA10, ROA9, ROA8, ROA7, ROA6, ROA5, ROA4, ROA3, ROA2, ROA1, ROA0,
+    output ROB17, ROB16, ROB15, ROB14, ROB13, ROB12, ROB11, ROB10, ROB9, ROB8, ROB7, ROB6, ROB5, ROB4, ROB3, ROB2, ROB1, ROB0,
+    output SIGNEDP, P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18, P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0
 );
     parameter REG_INPUTA_CLK = "NONE";
     parameter REG_INPUTA_CE = "CE0";
@@ -19,6 +21,8 @@ module MULT18X18D (
     parameter REG_INPUTB_RST = "RST0";
     parameter REG_INPUTC_CLK = "NONE";
     parameter REG_PIPELINE_CLK = "NONE";
+    parameter REG_PIPELINE_CE = "CE0";
+    parameter REG_PIPELINE_RST = "RST0";
     parameter REG_OUTPUT_CLK = "NONE";
     parameter REG_OUTPUT_CE = "CE0";
     parameter REG_OUTPUT_RST = "RST0";
@@ -29,8 +33,8 @@ module MULT18X18D (
     parameter SOURCEB_MODE = "B_SHIFT";
 
     initial if ((REG_INPUTA_CLK != "NONE" && REG_INPUTA_CLK != "CLK0") || (REG_INPUTB_CLK != "NONE" && REG_INPUTB_CLK != "CLK0") ||
-                (REG_OUTPUT_CLK != "NONE" && REG_OUTPUT_CLK != "CLK0") || REG_INPUTC_CLK != "NONE" || REG_PIPELINE_CLK != "NONE" ||
-                MULT_BYPASS != "DISABLED" || RESETMODE != "SYNC") begin
+                (REG_PIPELINE_CLK != "NONE" && REG_PIPELINE_CLK != "CLK0") || (REG_OUTPUT_CLK != "NONE" && REG_OUTPUT_CLK != "CLK0") ||
+                REG_INPUTC_CLK != "NONE" || MULT_BYPASS != "DISABLED" || RESETMODE != "SYNC") begin
         $display("MULT18X18D: a mode that is not modelled");
         $finish;
     end
@@ -38,26 +42,76 @@ module MULT18X18D (
     wire [17:0] a = {A17, A16, A15, A14, A13, A12, A11, A10, A9, A8, A7, A6, A5, A4, A3, A2, A1, A0};
     wire [17:0] b = {B17, B16, B15, B14, B13, B12, B11, B10, B9, B8, B7, B6, B5, B4, B3, B2, B1, B0};
     reg [18:0] a_register, b_register;  // with one bit more for the sign
-    reg [35:0] p_register;
+    reg [35:0] half_register, p_register;
     initial begin
-        a_register = 0; b_register = 0; p_register = 0;
+        a_register = 0; b_register = 0; half_register = 0; p_register = 0;
     end
     wire [18:0] a_extended = {SIGNEDA & a[17], a}, b_extended = {SIGNEDB & b[17], b};
     wire signed [18:0] x = REG_INPUTA_CLK == "NONE" ? a_extended : a_register;
     wire signed [18:0] y = REG_INPUTB_CLK == "NONE" ? b_extended : b_register;
     wire signed [37:0] product = x * y;
+    wire [35:0] half = REG_PIPELINE_CLK == "NONE" ? product[35:0] : half_register;
     always @(posedge CLK0) begin
         if (RST0) begin
             a_register <= 0;
             b_register <= 0;
+            half_register <= 0;
             p_register <= 0;
         end else if (CE0) begin
             a_register <= a_extended;
             b_register <= b_extended;
-            p_register <= product[35:0];
+            half_register <= product[35:0];
+            p_register <= half;
         end
     end
-    assign {P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18, P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0} = REG_OUTPUT_CLK == "NONE" ? product[35:0] : p_register;
+    assign {P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18, P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0} = REG_OUTPUT_CLK == "NONE" ? half : p_register;
+    assign {ROA17, ROA16, ROA15, ROA14, ROA13, ROA12, ROA11, ROA10, ROA9, ROA8, ROA7, ROA6, ROA5, ROA4, ROA3, ROA2, ROA1, ROA0} = x[17:0];
+    assign {ROB17, ROB16, ROB15, ROB14, ROB13, ROB12, ROB11, ROB10, ROB9, ROB8, ROB7, ROB6, ROB5, ROB4, ROB3, ROB2, ROB1, ROB0} = y[17:0];
+    assign SIGNEDP = SIGNEDA | SIGNEDB;
+endmodule
+
+// The sum of two products, with a register behind it. Of 54 bits that an operand can have, a product sets 36 and its sign the rest.
+module ALU54B (
+    input  SIGNEDIA, SIGNEDIB, CLK0, CE0, RST0,
+    input  A35, A34, A33, A32, A31, A30, A29, A28, A27, A26, A25, A24, A23, A22, A21, A20, A19, A18, A17, A16, A15, A14, A13, A12, A11, A10, A9, A8, A7, A6, A5, A4, A3, A2, A1, A0,
+    input  B35, B34, B33, B32, B31, B30, B29, B28, B27, B26, B25, B24, B23, B22, B21, B20, B19, B18, B17, B16, B15, B14, B13, B12, B11, B10, B9, B8, B7, B6, B5, B4, B3, B2, B1, B0,
+    input  MA35, MA34, MA33, MA32, MA31, MA30, MA29, MA28, MA27, MA26, MA25, MA24, MA23, MA22, MA21, MA20, MA19, MA18, MA17, MA16, MA15, MA14, MA13, MA12, MA11, MA10, MA9, MA8, MA7, MA6, MA5, MA4, MA3, MA2, MA1, MA0,
+    input  MB35, MB34, MB33, MB32, MB31, MB30, MB29, MB28, MB27, MB26, MB25, MB24, MB23, MB22, MB21, MB20, MB19, MB18, MB17, MB16, MB15, MB14, MB13, MB12, MB11, MB10, MB9, MB8, MB7, MB6, MB5, MB4, MB3, MB2, MB1, MB0,
+    input  OP10, OP9, OP8, OP7, OP6, OP5, OP4, OP3, OP2, OP1, OP0,
+    output R53, R52, R51, R50, R49, R48, R47, R46, R45, R44, R43, R42, R41, R40, R39, R38, R37, R36, R35, R34, R33, R32, R31, R30, R29, R28, R27, R26, R25, R24, R23, R22, R21, R20, R19, R18, R17, R16, R15, R14, R13, R12, R11, R10, R9, R8, R7, R6, R5, R4, R3, R2, R1, R0
+);
+    parameter REG_OUTPUT0_CLK = "NONE";
+    parameter REG_OUTPUT0_CE = "CE0";
+    parameter REG_OUTPUT0_RST = "RST0";
+    parameter REG_OUTPUT1_CLK = "NONE";
+    parameter REG_OUTPUT1_CE = "CE0";
+    parameter REG_OUTPUT1_RST = "RST0";
+    parameter CLK0_DIV = "ENABLED";
+    parameter GSR = "ENABLED";
+    parameter RESETMODE = "SYNC";
+    parameter MULT9_MODE = "DISABLED";
+    parameter LEGACY = "DISABLED";
+
+    wire [35:0] ma = {MA35, MA34, MA33, MA32, MA31, MA30, MA29, MA28, MA27, MA26, MA25, MA24, MA23, MA22, MA21, MA20, MA19, MA18, MA17, MA16, MA15, MA14, MA13, MA12, MA11, MA10, MA9, MA8, MA7, MA6, MA5, MA4, MA3, MA2, MA1, MA0};
+    wire [35:0] mb = {MB35, MB34, MB33, MB32, MB31, MB30, MB29, MB28, MB27, MB26, MB25, MB24, MB23, MB22, MB21, MB20, MB19, MB18, MB17, MB16, MB15, MB14, MB13, MB12, MB11, MB10, MB9, MB8, MB7, MB6, MB5, MB4, MB3, MB2, MB1, MB0};
+    wire [10:0] op = {OP10, OP9, OP8, OP7, OP6, OP5, OP4, OP3, OP2, OP1, OP0};
+    // OP1 and OP0: operand A is product A; OP3 and OP2: B is product B; OP6 to OP4: C is 0; OP10 to OP7: A + B + C
+    always @(posedge CLK0) if (op != 11'b0100_000_01_01) begin
+        $display("ALU54B: an operation that is not modelled");
+        $finish;
+    end
+    initial if (REG_OUTPUT0_CLK != "CLK0" || REG_OUTPUT1_CLK != "CLK0" || MULT9_MODE != "DISABLED" || LEGACY != "DISABLED" ||
+                RESETMODE != "SYNC") begin
+        $display("ALU54B: a mode that is not modelled");
+        $finish;
+    end
+    reg [53:0] r_register;
+    initial r_register = 0;
+    always @(posedge CLK0) begin
+        if (RST0) r_register <= 0;
+        else if (CE0) r_register <= {{18{SIGNEDIA & ma[35]}}, ma} + {{18{SIGNEDIB & mb[35]}}, mb};
+    end
+    assign {R53, R52, R51, R50, R49, R48, R47, R46, R45, R44, R43, R42, R41, R40, R39, R38, R37, R36, R35, R34, R33, R32, R31, R30, R29, R28, R27, R26, R25, R24, R23, R22, R21, R20, R19, R18, R17, R16, R15, R14, R13, R12, R11, R10, R9, R8, R7, R6, R5, R4, R3, R2, R1, R0} = r_register;
 endmodule
 
 // 1024 rows of 18 bits with two ports of 1, 2, 4, 9 or 18 bits, or a writing port A and a reading port B of up to 36.

@@ -21,16 +21,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from amaranth.hdl import ClockSignal, Const, Instance, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import ArrayLike
 
 from edgemoe.numeric import IntArray, is_power_of_two, register, sign_extend, unreset
 from edgemoe.stream import pipeline
-
-MULTIPLIER_LATENCY = 2
-"""Registers of a multiplication: operands, product. On ECP5 both sit inside MULT18X18D."""
+from edgemoe.units.multiplier import MULTIPLIER_LATENCY, multiply, multiply_add
 
 
 @dataclass(frozen=True)
@@ -94,41 +92,6 @@ def cycles(words: int, rows: int, spec: MatmulSpec, tokens: int) -> int:
     return -(-rows // spec.out_lanes) * tokens * words
 
 
-def multiply(m: Module, a: Value, b: Value, enable: Value, platform) -> Value:
-    """A registered signed multiplication, latency `MULTIPLIER_LATENCY`, one DSP for up to 18 x 18 bits.
-
-    On ECP5 an explicit MULT18X18D whose registers are used (yosys packs none); inferred elsewhere.
-    The product register is kept, because ``synth_ice40 -dsp`` miscompiles sums of merged ones.
-    """
-    width = len(a) + len(b)
-    product = Signal(signed(width), attrs={"keep": 1})
-    if getattr(platform, "device", "").startswith("LFE5U") or platform == "ecp5":
-        m.submodules += _mult18x18d(a, b, product, enable)
-        return product
-    a_register, b_register = Signal(signed(len(a))), Signal(signed(len(b)))
-    with m.If(enable):
-        m.d.sync += [a_register.eq(a), b_register.eq(b), product.eq(a_register * b_register)]
-    return product
-
-
-def _mult18x18d(a: Value, b: Value, product: Signal, enable: Value) -> Instance:
-    def port(name: str, value: Value, width: int) -> dict[str, Value]:
-        bits = [value[min(i, len(value) - 1)] for i in range(width)]
-        return {f"i_{name}{i}": bit for i, bit in enumerate(bits)}
-
-    outputs = {f"o_P{i}": product[i] for i in range(len(product))}
-    return Instance(
-        "MULT18X18D",
-        p_REG_INPUTA_CLK="CLK0", p_REG_INPUTB_CLK="CLK0", p_REG_OUTPUT_CLK="CLK0",
-        p_REG_INPUTA_CE="CE0", p_REG_INPUTB_CE="CE0", p_REG_OUTPUT_CE="CE0",
-        p_REG_INPUTA_RST="RST0", p_REG_INPUTB_RST="RST0", p_REG_OUTPUT_RST="RST0",
-        p_REG_PIPELINE_CLK="NONE", p_REG_INPUTC_CLK="NONE",
-        p_CLK0_DIV="ENABLED", p_GSR="DISABLED", p_RESETMODE="SYNC", p_MULT_BYPASS="DISABLED",
-        i_CLK0=ClockSignal(), i_CE0=enable, i_RST0=Const(0, 1), i_SIGNEDA=Const(1, 1), i_SIGNEDB=Const(1, 1),
-        **port("A", a, 18), **port("B", b, 18), **outputs,
-    )  # fmt: skip
-
-
 class DotProduct(wiring.Component):
     """One slot's arithmetic: in_lanes multipliers, the adder tree and the accumulator.
 
@@ -166,7 +129,12 @@ class DotProduct(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        level = [multiply(m, self.a[i], self.b[i], self.enable, platform) for i in range(self.spec.in_lanes)]
+        operands = list(zip(self.a, self.b, strict=True))
+        if len(operands) == 1:
+            level = [multiply(m, *operands[0], self.enable, platform)]
+        else:  # the first level of the tree is part of the multipliers
+            pairs = zip(operands[::2], operands[1::2], strict=True)
+            level = [multiply_add(m, *first, *second, self.enable, platform) for first, second in pairs]
         while len(level) > 1:
             pairs = list(zip(level[::2], level[1::2], strict=True))
             level = [register(m, self.enable, x + y) for x, y in pairs]

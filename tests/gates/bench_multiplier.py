@@ -1,4 +1,4 @@
-"""Both multipliers side by side in cocotb: the explicit MULT18X18D and the inferred one, with enables at random."""
+"""Explicit cells of an ECP5 and what is inferred, side by side in cocotb: a product and a sum of two, with enables at random."""
 
 import os
 import random
@@ -10,65 +10,74 @@ from amaranth.lib.wiring import In, Out
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 
-from edgemoe.units.matmul import MULTIPLIER_LATENCY, multiply
+from edgemoe.units.multiplier import MULTIPLIER_LATENCY, multiply, multiply_add
 
 A_BITS = 16
 
 
 class Multipliers(wiring.Component):
-    """Operand B has ``b_bits``."""
+    """Operands B and D have ``b_bits``."""
 
     def __init__(self, b_bits):
         self.b_bits = b_bits
+        product = signed(A_BITS + b_bits)
+        total = signed(A_BITS + b_bits + 1)
         super().__init__(
             {
                 "a": In(signed(A_BITS)),
                 "b": In(signed(b_bits)),
+                "c": In(signed(A_BITS)),
+                "d": In(signed(b_bits)),
                 "enable": In(1),
-                "explicit": Out(signed(A_BITS + b_bits)),
-                "inferred": Out(signed(A_BITS + b_bits)),
+                "explicit": Out(product),
+                "inferred": Out(product),
+                "explicit_sum": Out(total),
+                "inferred_sum": Out(total),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
+        pair, both = (self.a, self.b), (self.a, self.b, self.c, self.d)
         m.d.comb += [
-            self.explicit.eq(multiply(m, self.a, self.b, self.enable, "ecp5")),
-            self.inferred.eq(multiply(m, self.a, self.b, self.enable, None)),
+            self.explicit.eq(multiply(m, *pair, self.enable, "ecp5")),
+            self.inferred.eq(multiply(m, *pair, self.enable, None)),
+            self.explicit_sum.eq(multiply_add(m, *both, self.enable, "ecp5")),
+            self.inferred_sum.eq(multiply_add(m, *both, self.enable, None)),
         ]
         return m
 
 
-def signed_value(handle, bits):
-    value = int(handle.value)
-    return value - (value >> bits - 1 << bits)
-
-
 @cocotb.test()
-async def both_equal_the_product(dut):
+async def both_equal_the_product_and_the_sum(dut):
     b_bits = int(os.environ["B_BITS"])
-    width = A_BITS + b_bits
     drawn = random.Random(b_bits)
-    limits_a = (-(1 << A_BITS - 1), -1, 0, 1, (1 << A_BITS - 1) - 1)
-    limits_b = (-(1 << b_bits - 1), -1, 0, 1, (1 << b_bits - 1) - 1)
-    operands = [(a, b) for a in limits_a for b in limits_b]
-    operands += [
-        (drawn.randrange(-(1 << 15), 1 << 15), drawn.randrange(-(1 << b_bits - 1), 1 << b_bits - 1))
-        for _ in range(400)
-    ]
+
+    def limits(bits):
+        return (-(1 << bits - 1), -1, 0, 1, (1 << bits - 1) - 1)
+
+    def any_of(bits):
+        return drawn.randrange(-(1 << bits - 1), 1 << bits - 1)
+
+    edges = [(a, b) for a in limits(A_BITS) for b in limits(b_bits)]
+    operands = [(*x, *y) for x in edges for y in edges]
+    operands += [(any_of(A_BITS), any_of(b_bits), any_of(A_BITS), any_of(b_bits)) for _ in range(400)]
     dut.rst.value = 0
     Clock(dut.clk, 10, "ns").start()
     await FallingEdge(dut.clk)
     accepted = []
-    for a, b in operands:
+    for a, b, c, d in operands:
         enable = 0
         while not enable:
             enable = int(drawn.random() < 0.7)
-            dut.a.value, dut.b.value, dut.enable.value = a % (1 << A_BITS), b % (1 << b_bits), enable
+            for pin, value, bits in (("a", a, A_BITS), ("b", b, b_bits), ("c", c, A_BITS), ("d", d, b_bits)):
+                getattr(dut, pin).value = value % (1 << bits)
+            dut.enable.value = enable
             await FallingEdge(dut.clk)
             if enable:
-                accepted.append(a * b)
-            if len(accepted) >= MULTIPLIER_LATENCY:
-                expected = accepted[-MULTIPLIER_LATENCY]
-                assert signed_value(dut.explicit, width) == expected
-                assert signed_value(dut.inferred, width) == expected
+                accepted.append((a * b, a * b + c * d))
+            if len(accepted) > MULTIPLIER_LATENCY:
+                product, total = accepted[-MULTIPLIER_LATENCY][0], accepted[-MULTIPLIER_LATENCY - 1][1]
+                for kind in ("explicit", "inferred"):
+                    assert getattr(dut, kind).value.to_signed() == product
+                    assert getattr(dut, f"{kind}_sum").value.to_signed() == total

@@ -65,19 +65,25 @@ def test_the_netlist_of_a_unit_equals_golden(unit, yosys, tmp_path):
     bench = importlib.import_module(f"bench_{unit}")
     text = gates.netlist(bench.component(), yosys, api.cache())
     found = census(text)
-    assert set(found) <= {*gates.CELLS, "MULT18X18D", "DP16KD"} and found["LUT4"] and found["TRELLIS_FF"]
+    assert (
+        set(found) <= {*gates.CELLS, "MULT18X18D", "ALU54B", "DP16KD"}
+        and found["LUT4"]
+        and found["TRELLIS_FF"]
+    )
     if unit == "dot_array":
-        assert found["MULT18X18D"] == bench.SPEC.in_lanes * bench.SPEC.out_lanes
+        assert found["MULT18X18D"] == 2 * found["ALU54B"] == bench.SPEC.in_lanes * bench.SPEC.out_lanes
     models = bench.sources() if hasattr(bench, "sources") else ""
     simulate(unit, text + models, tmp_path)
 
 
 @pytest.mark.parametrize("b_bits", [8, 16])
-def test_the_explicit_multiplier_equals_the_inferred_one(b_bits, yosys, tmp_path):
+def test_explicit_multipliers_equal_inferred_ones(b_bits, yosys, tmp_path):
     bench = importlib.import_module("bench_multiplier")
     text = gates.netlist(bench.Multipliers(b_bits), yosys, api.cache())
-    assert census(text)["MULT18X18D"] == 2
-    assert text.count('.REG_OUTPUT_CLK("CLK0")') == 1  # the explicit one has its registers inside
+    found = census(text)
+    assert found["MULT18X18D"] == 5 and found["ALU54B"] == 1  # the product of a and b is inferred once
+    # the explicit ones have their registers inside
+    assert text.count('.REG_OUTPUT_CLK("CLK0")') == 1 and text.count('.REG_PIPELINE_CLK("CLK0")') == 2
     simulate("multiplier", text, tmp_path, B_BITS=str(b_bits))
 
 
