@@ -261,6 +261,9 @@ class Timing:
         self.page = state + register + READ_LATENCY + Fifo.LATENCY + 6 * register
         """From the state PAGE to the first word of a row of K or V."""
 
+        self.written = register
+        """From a row's last word at the reorder unit to the cycle in which it is in its slot."""
+
         # layer norm
         self.norm = layernorm.LayerNormSpec(hardware.in_lanes, hardware.norm_lanes, hardware.dim)
         self.to_norm = 2 * register + READ_LATENCY + Fifo.LATENCY
@@ -580,7 +583,8 @@ class _Phase:
         if self.follows is None or self.follows.readable is None:
             return np.zeros(self.count, np.int64)
         readable = self.follows.readable
-        return readable[np.minimum(np.arange(self.count), len(readable) - 1)]
+        permission = 1  # a register
+        return readable[np.minimum(np.arange(self.count), len(readable) - 1)] + permission
 
 
 def _paced(earliest: ArrayLike, pace: int) -> IntArray:
@@ -821,12 +825,12 @@ class _Run:
         if hardware.slot_sets > 1:
             yield lambda: number - self.used < hardware.slot_sets
             yield from self._rows(d, ceil_div(rows, group) * words)
-            self.filled.append(self.clock.now)
+            self.filled.append(self.clock.now + self.timing.written)
         else:
             for row in range(first, first + rows):
                 yield partial(self._replaceable, product, row)
                 yield from self._rows(d, words)
-                self.filled.append(self.clock.now)
+                self.filled.append(self.clock.now + self.timing.written)
         yield self.clock.now + 1
         return taken + (ceil_div(rows, group) * words if d.source == Source.WEIGHTS else 0)
 

@@ -84,9 +84,12 @@ class BurstReader(wiring.Component):
         size = Signal(k + 1, reset_less=True)
         last = Signal(reset_less=True)
         places = Signal(range(self.depth + 1), init=self.depth)
-        claim = Signal(k + 1)
+        claim, claimed = Signal(k + 1), Signal(k + 1)
         request = self.request
-        m.d.sync += places.eq(places + queue.freed - claim)
+        m.d.sync += [
+            claimed.eq(claim),
+            places.eq(places + queue.freed - claimed),
+        ]  # a cycle late: the state PLAN
 
         with m.If(request.ready):
             m.d.sync += request.valid.eq(0)

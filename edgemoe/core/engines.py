@@ -10,7 +10,7 @@ from edgemoe.config import HardwareConfig
 from edgemoe.core.activation import READ_LATENCY, VALUE_BITS, ReadPort, WritePort
 from edgemoe.core.fifo import Fifo
 from edgemoe.core.interface import norm_record, route_record
-from edgemoe.core.reader import FOLLOW, PROGRESS, may_read
+from edgemoe.core.reader import FOLLOW, PROGRESS, permission
 from edgemoe.numeric import register, short_product_halves, unreset
 from edgemoe.stream import Buffer, connect
 from edgemoe.units.layernorm import LayerNorm, LayerNormSpec
@@ -108,8 +108,10 @@ class NormEngine(wiring.Component):
         room = Signal(range(FIFO_DEPTH + 1), init=FIFO_DEPTH)
         m.submodules.addresses = addresses = Fifo(data.StructLayout({"address": 16, "last": 1}), FIFO_DEPTH)
         m.submodules.words = words = Fifo(data.ArrayLayout(signed(VALUE_BITS), lanes), FIFO_DEPTH)
-        allowed = may_read(row, job.follow, self.progress)
-        issue = reading & loaded & (room != 0) & ~self.yield_read & allowed
+        accepted = self.job.valid & self.job.ready
+        follow = Mux(accepted, self.job.payload.follow.as_value(), job.follow.as_value())
+        may_read = permission(m, FOLLOW(follow), self.progress)
+        issue = reading & loaded & (room != 0) & ~self.yield_read & may_read(row)
         word_last, row_last = Signal(), row + 1 == job.count  # the former a register
         m.d.sync += [
             room.eq(room - issue + register(m, 1, words.freed)),
@@ -168,7 +170,7 @@ class NormEngine(wiring.Component):
             m.d.sync += [rows_left.eq(rows_left - 1), self.rows.eq(self.rows + 1)]
         with m.If(last):
             m.d.sync += [active.eq(0), loaded.eq(0)]
-        with m.If(self.job.valid & self.job.ready):
+        with m.If(accepted):
             fresh = self.job.payload
             m.d.sync += [
                 Value.cast(job).eq(Value.cast(fresh)),

@@ -23,7 +23,7 @@ class ExponentTable(wiring.Component):
     Members
     -------
     valid, head, row, exponent : In
-        Raise the entry of token ``row`` to ``exponent``; taken every cycle.
+        Raise the entry of token ``row`` to ``exponent``; taken every cycle, done 2 cycles later.
     first : In(1)
         The entry's old value belongs to an earlier matrix: replace it.
     first_row : In(1)
@@ -65,17 +65,23 @@ class ExponentTable(wiring.Component):
         lanes = self.hardware.in_lanes
         lane_bits = (lanes - 1).bit_length()
         depth = ((self.hardware.token_words - 1) << self.head_bits) + self.hardware.heads
-        row_address = Cat(self.head, self.row[lane_bits:][: self.word_bits])
+        update = {
+            name: Signal(getattr(self, name).shape(), name=f"{name}_in")
+            for name in ("valid", "head", "row", "exponent", "first", "first_row")
+        }
+        m.d.sync += [held.eq(getattr(self, name)) for name, held in update.items()]
+        valid, head, row, exponent, first, first_row = update.values()
+        row_address = Cat(head, row[lane_bits:][: self.word_bits])
         for lane in range(lanes):
             memory = Memory(shape=EXPONENT_BITS, depth=depth, init=[])
             m.submodules[f"lane{lane}"] = memory
             old, write = memory.read_port(domain="comb"), memory.write_port()
-            raises = self.first | (old.data <= self.exponent)
+            raises = first | (old.data <= exponent)
             m.d.comb += [
                 old.addr.eq(row_address),
                 write.addr.eq(row_address),
-                write.en.eq(self.valid & (self.row[:lane_bits] == lane) & raises),
-                write.data.eq(self.exponent),
+                write.en.eq(valid & (row[:lane_bits] == lane) & raises),
+                write.data.eq(exponent),
             ]
             for i in range(self.readers):
                 read = memory.read_port(domain="comb")
@@ -84,8 +90,8 @@ class ExponentTable(wiring.Component):
                     getattr(self, f"exponents_{i}")[lane].eq(read.data),
                 ]
         largest = Array(Signal(EXPONENT_BITS, name=f"maximum_{h}") for h in range(1 << self.head_bits))
-        with m.If(self.valid & (self.first_row | (self.exponent > largest[self.head]))):
-            m.d.sync += largest[self.head].eq(self.exponent)
+        with m.If(valid & (first_row | (exponent > largest[head]))):
+            m.d.sync += largest[head].eq(exponent)
         for i in range(self.readers):
             m.d.comb += getattr(self, f"maximum_{i}").eq(largest[getattr(self, f"head_{i}")])
         return m

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Shape, Signal, Value, unsigned
+from amaranth.hdl import Module, Mux, Shape, Signal, Value, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -26,7 +26,7 @@ class Fifo(wiring.Component):
     Members
     -------
     i : In(stream.Signature(shape))
-        ``ready`` is a register.
+        ``ready`` follows from registers.
     o : Out(stream.Signature(shape))
         From registers; ``ready`` enables the memory and one pointer.
     freed : Out(1)
@@ -55,9 +55,12 @@ class Fifo(wiring.Component):
             shape=unsigned(Shape.cast(self.shape).width), depth=self.depth, init=[], attrs=self.attrs
         )
         write, read = memory.write_port(), memory.read_port()
-        level = Signal(range(self.depth + 1))
-        some = Signal()
-        full = Signal()
+        # The level is that of a cycle ago, and what it is compared with too: ``o.ready``, whose way is long, ends at one register.
+        level, following = (Signal(range(self.depth + 1)) for _ in range(2))
+        one, more, most, all_ = (Signal(name=n) for n in ("one", "more", "most", "all"))
+        came, went = Signal(), Signal()
+        some = more | Mux(one, came | ~went, came)
+        full = (all_ | (most & came)) & ~went
         enable, valid = pipeline(m, some, o.ready, 2)
         m.d.comb += [
             i.ready.eq(~full),
@@ -66,11 +69,17 @@ class Fifo(wiring.Component):
             read.en.eq(enable),
             self.freed.eq(enable & some),
             o.valid.eq(valid),
+            following.eq(level + came - went),
         ]
-        with m.If(write.en & ~self.freed):
-            m.d.sync += [level.eq(level + 1), some.eq(1), full.eq(level == self.depth - 1)]
-        with m.If(self.freed & ~write.en):
-            m.d.sync += [level.eq(level - 1), some.eq(level != 1), full.eq(0)]
+        m.d.sync += [
+            came.eq(write.en),
+            went.eq(self.freed),
+            level.eq(following),
+            one.eq(following == 1),
+            more.eq(following > 1),
+            most.eq(following == self.depth - 1),
+            all_.eq(following == self.depth),
+        ]
         with m.If(write.en):
             m.d.sync += write.addr.eq(write.addr + 1)
         with m.If(self.freed):

@@ -13,6 +13,8 @@ Throughput one word per cycle; a token takes at least 1 cycle.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -42,12 +44,16 @@ PROGRESS = data.StructLayout({"products": 4, "rows": 12, "norm_runs": 1, "norm_r
 """Complete products (modulo 16) and written rows of the next one; whether layer norm runs, and its rows."""
 
 
-def may_read(row: Value, follow, progress) -> Value:
-    """Whether the phase that ``follow`` names has written ``row``."""
+def permission(m: Module, follow, progress) -> Callable[[Value], Value]:
+    """Whether a row may be read: the phase that ``follow`` names has written it.
+
+    It is a cycle late, since all but the comparison of rows is in registers: ``follow`` is that of the next cycle.
+    """
     ahead = (follow.index - progress.products)[:4]
-    product = (ahead != 0) & ~ahead[3] | (ahead == 0) & (progress.rows <= row)
-    norm = progress.norm_runs & (progress.norm_rows <= row)
-    return ~(follow.product & product | follow.norm & norm)
+    waits = register(m, 1, follow.product & (ahead != 0) & ~ahead[3])
+    product, rows = register(m, 1, follow.product & (ahead == 0)), register(m, 1, progress.rows)
+    norm, norm_rows = register(m, 1, follow.norm & progress.norm_runs), register(m, 1, progress.norm_rows)
+    return lambda row: ~(waits | product & (rows <= row) | norm & (norm_rows <= row))
 
 
 def read_job_layout() -> data.StructLayout:
@@ -299,14 +305,10 @@ class Reader(wiring.Component):
         rooms = Signal(range(FACTOR_DEPTH + 1), init=FACTOR_DEPTH)  # for 1/d
         word, word_last, half = Signal(12), Signal(), Signal()
         token = tokens.o.payload
+        follow = Mux(self._moves, self._moving.follow.as_value(), job.follow.as_value())
+        may_read = permission(m, FOLLOW(follow), self.progress)
         row_last = word_last & (half | ~job.double)
-        issue = (
-            tokens.o.valid
-            & self._back_valid
-            & (room != 0)
-            & (rooms != 0)
-            & may_read(token.position, job.follow, self.progress)
-        )
+        issue = tokens.o.valid & self._back_valid & (room != 0) & (rooms != 0) & may_read(token.position)
         m.d.comb += tokens.o.ready.eq(issue & row_last)
         m.d.sync += [
             room.eq(room - issue + register(m, 1, self._left)),

@@ -243,8 +243,9 @@ class Writer(wiring.Component):
             m.d.sync += again.eq(0)
             with m.If(meets & ~again):
                 m.d.sync += again.eq(1)
-            with m.Else():
-                m.d.sync += group.eq(group + 1)
+            with m.Else():  # results move up to those that leave: no wire is longer than from slot to slot
+                held_acc = Value.cast(held.acc)
+                m.d.sync += [group.eq(group + 1), held_acc.eq(held_acc >> (lanes * hardware.acc_bits))]
             with m.If(last):
                 m.d.sync += busy.eq(0)
         with m.If(take):
@@ -295,7 +296,7 @@ class Writer(wiring.Component):
         )
         note = beat.note
         m.d.sync += [
-            Value.cast(beat.acc).eq(Value.cast(held.acc).word_select(group, lanes * hardware.acc_bits)),
+            Value.cast(beat.acc).eq(Value.cast(held.acc)[: lanes * hardware.acc_bits]),
             beat.set.eq(tag.set - is_old),
             beat.slot.eq(group << lane_bits),
             Value.cast(beat.factor).eq(Value.cast(factor)),

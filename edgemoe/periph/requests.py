@@ -85,6 +85,7 @@ class Requests(wiring.Component):
         self.length, self.sequence, self.command = header[:16], header[16:32], header[32:40]
         self.arguments = arguments
         self.rest = Signal(16)  # bytes of the payload that are still to come
+        self.more = Signal()  # one of them may be taken
         self.status, self.execute = Signal(STATUS_BITS), Signal()
         self.words, self.address = Signal(32), Signal(ADDRESS_BITS)
         self.word, self.size, self.left = Signal(32), Signal(16), Signal(16)
@@ -126,10 +127,10 @@ class Requests(wiring.Component):
             self._check(m, enough, known_command)
             self._write(m)
             with m.State("DRAIN"):
-                m.d.comb += self.i.ready.eq(self.rest != 0)
+                m.d.comb += self.i.ready.eq(self.more)
                 with m.If(self.rest == 0):
                     m.next = "ACT"
-                with m.Elif(self.i.valid):
+                with m.Elif(self.i.valid & self.more):
                     m.d.sync += self.rest.eq(self.rest - 1)
             self._act(m)
             self._answer(m)
@@ -230,9 +231,9 @@ class Requests(wiring.Component):
         write = self.memory.write
         with m.State("WRITE"):
             m.d.comb += [
-                widen.i.valid.eq(self.i.valid & (self.rest != 0)),
+                widen.i.valid.eq(self.i.valid & self.more),
                 widen.i.payload.eq(self.i.payload),
-                self.i.ready.eq(widen.i.ready & (self.rest != 0)),
+                self.i.ready.eq(widen.i.ready & self.more),
                 write.valid.eq(widen.o.valid),
                 widen.o.ready.eq(write.ready),
             ]
@@ -387,6 +388,8 @@ class Requests(wiring.Component):
             at += width
         m.d.sync += [
             self.busy.eq(self.control.busy),
+            # a register: bytes are taken in every other cycle
+            self.more.eq((self.rest != 0) & ~(self.i.valid & self.i.ready)),
             silence.eq(silence + 1),
             self.stuck.eq(silence == self.patience),
         ]

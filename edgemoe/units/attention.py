@@ -273,20 +273,25 @@ class ReorderUnit(wiring.Component):
             Value.cast(getattr(o.payload, k)).eq(Value.cast(getattr(beat[1], k)))
             for k in ("a", "first", "shift", "last", "tag")
         ]
+        # a word is written in the cycle after it is taken: between these registers and the slots there is only wire
+        address = register(m, 1, filling.address)
+        words = [
+            register(m, 1, Mux(filling.single, Value.cast(self.fill.payload.b[0]), Value.cast(word)))
+            for word in self.fill.payload.b
+        ]
         for slot in range(spec.out_lanes):
             memory = Memory(
                 shape=spec.in_lanes * spec.b_bits, depth=spec.slot_sets * spec.slot_words, init=[]
             )
             m.submodules[f"slot{slot}"] = memory
             write, read = memory.write_port(), memory.read_port()
-            words, group = self.fill.payload.b, slot // spec.fill_rows
-            together = Value.cast(words[slot % spec.fill_rows])
+            m.d.sync += write.en.eq(
+                filling.accept
+                & Mux(filling.single, filling.slot == slot, filling.slot == slot // spec.fill_rows)
+            )
             m.d.comb += [
-                write.en.eq(
-                    filling.accept & Mux(filling.single, filling.slot == slot, filling.slot == group)
-                ),
-                write.addr.eq(filling.address),
-                write.data.eq(Mux(filling.single, Value.cast(words[0]), together)),
+                write.addr.eq(address),
+                write.data.eq(words[slot % spec.fill_rows]),
                 read.en.eq(enable),
                 read.addr.eq(position.address),
             ]
@@ -375,13 +380,14 @@ class _Filling:
 def _many_sets(m: Module, unit: ReorderUnit, position: _Position, filling: _Filling) -> None:
     """A set is filled whole, then used for all tokens, then free again; the sets take turns."""
     spec = unit.spec
-    full = Signal(range(spec.slot_sets + 1))
+    taken, full = Signal(range(spec.slot_sets + 1)), Signal(range(spec.slot_sets + 1))
+    written = Signal()  # a cycle after the last word of a set has been taken
     fill_base, use_base = (Signal(range(spec.slot_sets * spec.slot_words)) for _ in range(2))
     last_base = (spec.slot_sets - 1) * spec.slot_words
     block_used = position.advance & position.word_last & position.token_last
     block_last = position.block + 1 == position.blocks
     m.d.comb += [
-        filling.allowed.eq(full != spec.slot_sets),
+        filling.allowed.eq(taken != spec.slot_sets),
         filling.address.eq(fill_base + filling.word),
         position.rows_ready.eq(full != 0),
         position.address.eq(use_base + position.word),
@@ -390,7 +396,11 @@ def _many_sets(m: Module, unit: ReorderUnit, position: _Position, filling: _Fill
         position.end.eq(position.token_last & block_last),
         unit.step.eq(position.advance & position.word_last),
     ]
-    m.d.sync += full.eq(full + filling.block_done - block_used)
+    m.d.sync += [
+        written.eq(filling.block_done),
+        taken.eq(taken + filling.block_done - block_used),
+        full.eq(full + written - block_used),
+    ]
     with m.If(filling.block_done):
         m.d.sync += fill_base.eq(Mux(fill_base == last_base, 0, fill_base + spec.slot_words))
     with m.If(position.advance & position.word_last):
@@ -430,10 +440,17 @@ def _staircase(m: Module, unit: ReorderUnit, position: _Position, filling: _Fill
             period_last.eq(Mux(job.count > slots, job.count, slots) - 1),
             ramp_last.eq(Mux(job.count < max(slots - 1, 1), job.count, max(slots - 1, 1)) - 1),
         ]
-    same = use_job == fill_job
-    ahead = (fill_block > position.block) | (
-        (fill_block == position.block)
-        & ((filling.slot > slot_now) | ((filling.slot == slot_now) & (filling.word > position.word)))
+    fill = (
+        fill_job,
+        fill_block,
+        filling.slot,
+        filling.word,
+    )  # as of the last cycle, since a word is written a cycle late
+    written_job, written_block, written_slot, written_word = (Signal.like(x, name="written") for x in fill)
+    m.d.sync += Cat(written_job, written_block, written_slot, written_word).eq(Cat(fill))
+    ahead = (written_block > position.block) | (
+        (written_block == position.block)
+        & ((written_slot > slot_now) | ((written_slot == slot_now) & (written_word > position.word)))
     )
     row_last = position.token == period_last
     if slots == 1:  # no ramp
@@ -444,7 +461,7 @@ def _staircase(m: Module, unit: ReorderUnit, position: _Position, filling: _Fill
     step = (position.advance & position.word_last) | (position.active & position.idle)
     m.d.comb += [
         position.idle.eq(position.token >= position.count),
-        position.rows_ready.eq(~same | (ahead & ~ramp)),
+        position.rows_ready.eq((use_job != written_job) | (ahead & ~ramp)),
         position.address.eq(position.word),
         position.boundary.eq(slot_now),
         position.new.eq(~ramp),
@@ -477,7 +494,7 @@ def _staircase(m: Module, unit: ReorderUnit, position: _Position, filling: _Fill
         filling.address.eq(filling.word),
         filling.allowed.eq(
             Mux(
-                same,
+                use_job == fill_job,
                 (fill_block == 0) | before,
                 (fill_block == 0) & next_job & (fill_job == (use_job + 1)[:2]),
             )
