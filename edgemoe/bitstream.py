@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgemoe import output, synthesis
+from edgemoe import floorplan, output, synthesis
 from edgemoe.absorb import top_module
 from edgemoe.config import HardwareConfig, ModelConfig, load_hardware
 from edgemoe.errors import BadInput, EdgemoeError
@@ -246,6 +246,9 @@ def build(
         reason = None
         if not excess:
             names = clock_names(netlist)
+            if device.sites:
+                stages.begin(f"{name}: floorplan")
+                floorplan.floorplan_file(folder / "top.json", device.sites)
             for seed in range(1, seeds + 1):
                 stages.begin(f"{name}: place and route, seed {seed} of {seeds}")
                 try:

@@ -29,7 +29,7 @@ from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from edgemoe import output
+from edgemoe import floorplan, output
 from edgemoe.absorb import absorb_file, top_module
 from edgemoe.config import HardwareConfig
 from edgemoe.errors import BadInput, EdgemoeError, ToolMissing
@@ -266,16 +266,18 @@ class Target:
     place: tuple[str, ...]
     capacity: dict[str, int]
     family: str = "ecp5"
+    sites: floorplan.Sites | None = None
+    """What a floorplan of a whole accelerator needs to know of the device."""
 
 
-def _ecp5(size: str, **capacity: int) -> Target:
-    return Target("ecp5", (f"--{size}", "--package", "CABGA381", "--speed", "6"), capacity)
+def _ecp5(size: str, sites: floorplan.Sites, **capacity: int) -> Target:
+    return Target("ecp5", (f"--{size}", "--package", "CABGA381", "--speed", "6"), capacity, sites=sites)
 
 
 TARGETS = {
-    "ecp5-85k": _ecp5("85k", lut=83640, ff=83640, dsp=156, bram=208),
-    "ecp5-25k": _ecp5("25k", lut=24288, ff=24288, dsp=28, bram=56),
-    "ecp5-12k": _ecp5("12k", lut=24288, ff=24288, dsp=28, bram=56),
+    "ecp5-85k": _ecp5("85k", floorplan.LFE5U_85F, lut=83640, ff=83640, dsp=156, bram=208),
+    "ecp5-25k": _ecp5("25k", floorplan.LFE5U_25F, lut=24288, ff=24288, dsp=28, bram=56),
+    "ecp5-12k": _ecp5("12k", floorplan.LFE5U_25F, lut=24288, ff=24288, dsp=28, bram=56),
     "ice40up5k": Target(None, (), dict(lut=5280, ff=5280, dsp=8, bram=30), "ice40"),
     "xcup": Target(None, (), dict(lut=230400, ff=460800, dsp=1728, bram=624), "xcup"),
 }
@@ -475,6 +477,9 @@ def synthesise(
         excess = [k for k, have in device.capacity.items() if total[k] > have]
         routes = []
         if route and not excess:
+            if unit is None and device.sites:
+                tick(f"{name}: floorplan", None)
+                floorplan.floorplan_file(folder / "top.json", device.sites)
             for seed in range(1, seeds + 1):
                 tick(f"{name}: place and route, seed {seed} of {seeds}", None)
                 routes.append(place_and_route(nextpnr, device, folder, seed, target_mhz))
