@@ -230,9 +230,11 @@ class Timing:
         requantised = requantise.cycles(RequantiseSpec(hardware.acc_bits), 0)
         reciprocal = reciprocal_cycles(softmax, 0)
 
-        # reader: job, tokens, queue; then a word's way to the array
+        # reader: job, tokens, queue, the token whose words are read; then a word's way to the array
         tokens = 4 * register
-        self.first_word = register + tokens + Fifo.LATENCY
+        self.first_word = register + tokens + Fifo.LATENCY + register
+        self.permission = register
+        """From the cycle in which a row may be read to that in which the reader does."""
         fetched = register + READ_LATENCY
         annotated = register
         to_weigher = fetched + annotated
@@ -715,8 +717,9 @@ class _Run:
             yield lambda: self.offered is not None
             self.offered = None
             scaling = item.multiples.bit_length() if item.descriptor.stride else 0
-            yield max(self.clock.now, self.offered_at) + DISPATCH + scaling
+            yield max(self.clock.now, self.offered_at) + DISPATCH + scaling - 1
             yield lambda: self.regions.room and self.fills.room and self.executes.room
+            yield self.clock.now + 1
             self.executes.push(item)
             if item.descriptor.source:
                 self.fills.push(item)
@@ -909,10 +912,10 @@ class _Run:
         self.norm_runs = True
         self.norms.append(self.before)
 
-    def _done(self, item: _Item, finish: int) -> Process:
-        """End of what runs alone, at its last write."""
+    def _done(self, item: _Item, finish: int, seen: int = 1) -> Process:
+        """End of what runs alone, at its last write; the executor sees it ``seen`` cycles later."""
         item.finish = finish
-        yield finish
+        yield finish + seen
         self.completed += 1
 
     def _route(self, item: _Item) -> Process:
@@ -952,7 +955,7 @@ class _Run:
                 yield max(self.clock.now + 1, round(left) + 1)
                 asked.append((yield from self.port.read(2, min(burst, d.length - at))))
         yield from self._done(item, round(left) + self.timing.from_queue + (d.pixel_bytes == 1))
-        self.loader_free = self.clock.now + 3
+        self.loader_free = item.finish + 3
 
     def _store(self, item: _Item) -> Process:
         d, hardware = item.descriptor, self.hardware
@@ -964,7 +967,7 @@ class _Run:
         yield from self._done(item, max(self.clock.now, read))
 
     def _end(self, item: _Item) -> Process:
-        yield from self._done(item, self.clock.now)
+        yield from self._done(item, self.clock.now, 0)
         if item is self.images[-1][-1]:
             yield max(self.clock.now + 1, self.fetched)
             self.end = item.finish = self.clock.now + STOP
@@ -1064,7 +1067,7 @@ class _Run:
         """Cycles of a step, and when the last word of each row of A can be taken in the first block."""
         timing, words = self.timing, phase.words
         pace = max(words, timing.interval)
-        start = np.maximum(phase.gates(), phase.issued + timing.first_word)
+        start = np.maximum(phase.gates() + timing.permission, phase.issued + timing.first_word)
         issued = _paced(start, words) + words - 1
         if not phase.item.descriptor.weigh:
             return pace, issued + timing.to_array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -156,10 +156,13 @@ class Core(wiring.Component):
         connect(m, reader.factor, factor.i)
         connect(m, factor.o, writer.factor)
         m.d.comb += [
-            Value.cast(getattr(writer, name)).eq(Value.cast(getattr(filler, name)))
-            for name in ("parameter_en", "parameter_single", "parameter_set", "parameter_index", "parameter")
+            Value.cast(getattr(writer, name)).eq(register(m, 1, Value.cast(getattr(filler, name))))
+            for name in ("parameter_single", "parameter_set", "parameter_index", "parameter")
         ]
+        parameter_en = Signal()
+        m.d.sync += parameter_en.eq(filler.parameter_en)
         m.d.comb += [
+            writer.parameter_en.eq(parameter_en),
             filler.used_set.eq(writer.used_set),
             norm.yield_read.eq(writer.residual_next),
             executor.written.eq(writer.done),
@@ -184,11 +187,13 @@ class Core(wiring.Component):
         connect(m, executor.route, gate.job)
         connect(m, executor.load, loader.job)
         connect(m, executor.store, storer.job)
-        m.d.comb += [
-            executor.norm_done.eq(norm.done),
+        m.d.sync += [  # registers: an end is counted far from where it comes from
             executor.route_done.eq(gate.done),
             executor.load_done.eq(loader.done),
             executor.store_done.eq(storer.done),
+        ]
+        m.d.comb += [
+            executor.norm_done.eq(norm.done),
             executor.visits.eq(gate.visits),
             regions.visits.eq(gate.visits),
             filler.visits.eq(gate.visits),
@@ -202,7 +207,7 @@ class Core(wiring.Component):
         ]
         self._tables(m, reader, filler, writer)
         self._activation(m, activation, reader, filler, writer, norm, gate, storer, loader)
-        self._monitor(m, activation, reader, writer, norm, gate, loader, executor)
+        self._monitor(m, activation, reader, arbiter, writer, norm, gate, loader, executor)
         return m
 
     def _tables(self, m: Module, reader: Reader, filler: Filler, writer: Writer) -> None:
@@ -252,7 +257,7 @@ class Core(wiring.Component):
             m.d.comb += [Value.cast(getattr(target, k)).eq(Value.cast(getattr(port, k))) for k in keys]
             m.d.comb += [target.value[lane].eq(port.value[lane]) for lane in range(self.hardware.in_lanes)]
 
-    def _monitor(self, m, activation, reader, writer, norm, gate, loader, executor) -> None:
+    def _monitor(self, m, activation, reader, arbiter, writer, norm, gate, loader, executor) -> None:
         for name, unit in (("product", writer), ("norm", norm), ("route", gate)):
             m.d.comb += [
                 getattr(self.monitor, f"{name}_valid").eq(unit.record_valid),
@@ -260,7 +265,9 @@ class Core(wiring.Component):
             ]
         load = self.monitor.load
         m.d.comb += [
-            self.monitor.conflict.eq(activation.collision | reader.lost | (writer.i.valid & ~writer.i.ready)),
+            self.monitor.conflict.eq(
+                activation.collision | reader.lost | arbiter.lost | (writer.i.valid & ~writer.i.ready)
+            ),
             self.monitor.load_valid.eq(loader.write.en),
             load.number.eq(executor.number),
             load.address.eq(loader.write.address),
@@ -299,10 +306,13 @@ class Accelerator(wiring.Component):
         m = Module()
         control, port = self.control, self.memory
         core, guard = Core(self.hardware), Guard(self.hardware)
-        cool, reset = Signal(), Signal()  # a register: it reaches everything
+        # What is reset between runs has a domain of its own: one register resets it, without gates on its way to everything.
+        cool, reset = Signal(), Signal(init=1)
         m.d.sync += reset.eq(cool)
-        m.submodules.core = ResetInserter(reset)(core)
-        m.submodules.guard = ResetInserter(reset)(guard)
+        m.domains.run = ClockDomain(local=True)
+        m.d.comb += [ClockSignal("run").eq(ClockSignal()), ResetSignal("run").eq(reset)]
+        m.submodules.core = DomainRenamer("run")(core)
+        m.submodules.guard = DomainRenamer("run")(guard)
         held = {k: Signal.like(getattr(control, k)) for k in ("program", "image", "output", "images", "task")}
         m.d.comb += [getattr(core, k).eq(v) for k, v in held.items()]
         for name in self.monitor.signature.members:

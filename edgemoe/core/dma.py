@@ -199,8 +199,12 @@ class ReadArbiter(wiring.Component):
         In(READ_REQUEST) and Out(unsigned(8 * port_bytes)), one pair for each reader.
     port_request : Out(stream.Signature(READ_REQUEST))
     port_data : In(stream.Signature(unsigned(8 * port_bytes)))
+        ``ready`` is a register.
+    lost : Out(1)
+        For simulation: a reader did not take its data. Never.
 
-    Requests are granted in rotation. A reader that does not take its data stops those of the others.
+    Requests are granted in rotation. A reader asks only for data for which it has room, and takes them when they come: no path of
+    ``ready`` leads from the readers to the memory.
     Throughput: one request and one word per cycle. Latency: a request 1 cycle, data 0.
     """
 
@@ -215,6 +219,7 @@ class ReadArbiter(wiring.Component):
                 "data": Out(stream.Signature(word)).array(clients),
                 "port_request": Out(stream.Signature(READ_REQUEST)),
                 "port_data": In(stream.Signature(word)),
+                "lost": Out(1),
             }
         )
 
@@ -249,22 +254,26 @@ class ReadArbiter(wiring.Component):
                         turn.eq(1 << (i + 1) % n),
                     ]
 
-        owner = Signal(n)
-        left = Signal(LENGTH_BITS, reset_less=True)
-        take = Signal()
+        owner, owned = Signal(n), Signal()
+        left, last = Signal(LENGTH_BITS, reset_less=True), Signal(reset_less=True)
+        following = Signal(n)
+        take, fetch = Signal(), Signal()
         for i in range(n):
             m.d.comb += [
                 self.data[i].valid.eq(self.port_data.valid & owner[i]),
                 self.data[i].payload.eq(self.port_data.payload),
             ]
-        ready = Cat(self.data[i].ready & owner[i] for i in range(n)).any()
-        m.d.comb += [self.port_data.ready.eq(ready), take.eq(ready & self.port_data.valid)]
+        m.d.comb += [
+            self.port_data.ready.eq(owned),
+            take.eq(owned & self.port_data.valid),
+            self.lost.eq(take & ~Cat(self.data[i].ready & owner[i] for i in range(n)).any()),
+            fetch.eq(~owned | (take & last)),
+            owners.r_en.eq(fetch),
+            following.eq(Mux(owners.r_rdy, owners.r_data[LENGTH_BITS:], 0)),
+        ]
         with m.If(take):
-            m.d.sync += left.eq(left - 1)
-        with m.If(~owner.any() | (take & (left == 0))):
-            m.d.comb += owners.r_en.eq(1)
-            m.d.sync += [
-                left.eq(owners.r_data[:LENGTH_BITS]),
-                owner.eq(Mux(owners.r_rdy, owners.r_data[LENGTH_BITS:], 0)),
-            ]
+            m.d.sync += [left.eq(left - 1), last.eq(left == 1)]
+        with m.If(fetch):
+            size = owners.r_data[:LENGTH_BITS]
+            m.d.sync += [left.eq(size), last.eq(size == 0), owner.eq(following), owned.eq(owners.r_rdy)]
         return m

@@ -1,4 +1,8 @@
-"""Queue in memory, whose output is registered twice: block RAM without its slow output path."""
+"""Queue in memory, whose output is registered twice: block RAM without its slow output path.
+
+Short queues lie in distributed memory, which has more words than they need and is read without a register: there the first of the two
+is only an address, to a word that nobody overwrites yet.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from amaranth.lib.wiring import In, Out
 
 from edgemoe.numeric import is_power_of_two, register
 from edgemoe.stream import pipeline
+
+DISTRIBUTED_WORDS = 16
+"""Words of the smallest distributed memory (ECP5)."""
 
 
 class Fifo(wiring.Component):
@@ -51,10 +58,14 @@ class Fifo(wiring.Component):
         """Memory, two pointers, the level, and the two stages of a read."""
         m = Module()
         i, o = self.i, self.o
+        short = 2 * self.depth <= DISTRIBUTED_WORDS and not self.attrs
         memory = m.submodules.memory = Memory(
-            shape=unsigned(Shape.cast(self.shape).width), depth=self.depth, init=[], attrs=self.attrs
+            shape=unsigned(Shape.cast(self.shape).width),
+            depth=DISTRIBUTED_WORDS if short else self.depth,
+            init=[],
+            attrs={"ram_style": "distributed"} if short else self.attrs,
         )
-        write, read = memory.write_port(), memory.read_port()
+        write, read = memory.write_port(), memory.read_port(domain="comb" if short else "sync")
         # The level is that of a cycle ago, and what it is compared with too: ``o.ready``, whose way is long, ends at one register.
         level, following = (Signal(range(self.depth + 1)) for _ in range(2))
         one, more, most, all_ = (Signal(name=n) for n in ("one", "more", "most", "all"))
@@ -66,7 +77,6 @@ class Fifo(wiring.Component):
             i.ready.eq(~full),
             write.en.eq(i.valid & i.ready),
             write.data.eq(Value.cast(i.payload)),
-            read.en.eq(enable),
             self.freed.eq(enable & some),
             o.valid.eq(valid),
             following.eq(level + came - went),
@@ -82,7 +92,12 @@ class Fifo(wiring.Component):
         ]
         with m.If(write.en):
             m.d.sync += write.addr.eq(write.addr + 1)
+        first = Signal.like(read.addr)
         with m.If(self.freed):
-            m.d.sync += read.addr.eq(read.addr + 1)
+            m.d.sync += first.eq(first + 1)
+        if short:
+            m.d.comb += read.addr.eq(register(m, enable, first))
+        else:
+            m.d.comb += [read.addr.eq(first), read.en.eq(enable)]
         m.d.comb += Value.cast(o.payload).eq(register(m, enable, read.data))
         return m

@@ -169,6 +169,7 @@ class Walk(wiring.Component):
 
         with m.If(o.ready):
             m.d.sync += o.valid.eq(0)
+        m.d.sync += self.nothing.eq(0)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.job.ready.eq(1)
@@ -190,7 +191,7 @@ class Walk(wiring.Component):
                 m.next = "WALK"
                 some_words, some_pixels = words != 0, Cat(job[name].any() for name in less).all()
                 with m.If(~Mux(job.op == Op.LOAD, some_words, some_pixels)):
-                    m.d.comb += self.nothing.eq(1)
+                    m.d.sync += self.nothing.eq(1)
                     m.next = "IDLE"
             with m.State("WALK"):
                 with m.If(o.ready | ~o.valid):

@@ -47,7 +47,8 @@ PROGRESS = data.StructLayout({"products": 4, "rows": 12, "norm_runs": 1, "norm_r
 def permission(m: Module, follow, progress) -> Callable[[Value], Value]:
     """Whether a row may be read: the phase that ``follow`` names has written it.
 
-    It is a cycle late, since all but the comparison of rows is in registers: ``follow`` is that of the next cycle.
+    It is a cycle late, since all but the comparison of rows is in registers: ``follow`` is that of the next cycle. A row that may
+    be read may be read from then on, as long as ``follow`` stays.
     """
     ahead = (follow.index - progress.products)[:4]
     waits = register(m, 1, follow.product & (ahead != 0) & ~ahead[3])
@@ -197,19 +198,25 @@ class Reader(wiring.Component):
                 | (arrived & ~sides.o.valid)
             ),
         ]
-        ready_factors = Signal(range(FACTOR_DEPTH + 3))  # that no row has taken yet
-        out = weighted.o.payload
-        needs = out.tag.weigh & out.last
-        may = ~needs | (ready_factors != 0)
+        # Which words are such last ones is known from flip-flops beside that queue: its block RAM lies far away.
+        m.submodules.finals = finals = Fifo(1, WEIGHT_DEPTH)
+        ready_factors, some_factor = Signal(range(FACTOR_DEPTH + 3)), Signal()  # that no row has taken yet
+        out, needs = weighted.o.payload, finals.o.payload
+        may = ~needs | some_factor
         m.submodules.seam = seam = Buffer(self.o.payload.shape())
         m.d.comb += [
-            seam.i.valid.eq(weighted.o.valid & may),
+            finals.i.valid.eq(weigher.o.valid),
+            finals.i.payload.eq(weigher.o.payload.tag.weigh & weigher.o.payload.last),
+            seam.i.valid.eq(finals.o.valid & may),
             seam.i.payload.a.eq(out.a),
             Value.cast(seam.i.payload.tag).eq(Value.cast(out.tag.tag)),
             weighted.o.ready.eq(seam.i.ready & may),
+            finals.o.ready.eq(seam.i.ready & may),
         ]
         came, went = factors.i.valid, seam.i.valid & seam.i.ready & needs
-        m.d.sync += ready_factors.eq(ready_factors + came - went)
+        following = Signal.like(ready_factors)
+        m.d.comb += following.eq(ready_factors + came - went)
+        m.d.sync += [ready_factors.eq(following), some_factor.eq(following != 0)]
         connect(m, seam.o, wiring.flipped(self.o))
         return m
 
@@ -304,12 +311,28 @@ class Reader(wiring.Component):
         room = Signal(range(WEIGHT_DEPTH + 1), init=WEIGHT_DEPTH)
         rooms = Signal(range(FACTOR_DEPTH + 1), init=FACTOR_DEPTH)  # for 1/d
         word, word_last, half = Signal(12), Signal(), Signal()
-        token = tokens.o.payload
-        follow = Mux(self._moves, self._moving.follow.as_value(), job.follow.as_value())
-        may_read = permission(m, FOLLOW(follow), self.progress)
+        follow = FOLLOW(Mux(self._moves, self._moving.follow.as_value(), job.follow.as_value()))
+        may_read = permission(m, follow, self.progress)
         row_last = word_last & (half | ~job.double)
-        issue = tokens.o.valid & self._back_valid & (room != 0) & (rooms != 0) & may_read(token.position)
-        m.d.comb += tokens.o.ready.eq(issue & row_last)
+
+        # The next token and whether its row may be read, which is found out while it waits: the comparison of rows is no part of the
+        # long way to memory and queues. Between two jobs it begins anew, unless the new one follows nothing.
+        head = tokens.o.payload
+        token, waiting = Signal(head.shape(), reset_less=True), Signal()
+        written, free, leaves = Signal(), Signal(), Signal()
+        issue = waiting & self._back_valid & (room != 0) & (rooms != 0) & (written | free)
+        m.d.comb += [leaves.eq(issue & row_last), tokens.o.ready.eq(leaves | ~waiting)]
+        here, ahead = may_read(token.position), may_read(head.position)
+        with m.If(tokens.o.ready):
+            m.d.sync += [
+                Value.cast(token).eq(Value.cast(head)),
+                waiting.eq(tokens.o.valid),
+                written.eq(ahead & ~self._back_done & self._back_valid),
+            ]
+        with m.Else():
+            m.d.sync += written.eq((written | here) & self._back_valid)
+        with m.If(self._moves):
+            m.d.sync += free.eq(~(follow.product | follow.norm))
         m.d.sync += [
             room.eq(room - issue + register(m, 1, self._left)),
             rooms.eq(rooms - (issue & row_last & job.weigh) + register(m, 1, factors.freed)),
@@ -323,7 +346,7 @@ class Reader(wiring.Component):
                 m.d.sync += half.eq(~half)
         with m.If(self._moves):
             m.d.sync += word_last.eq(self._moving.words == 1)
-        m.d.comb += self._back_done.eq(issue & row_last & token.job_last)
+        m.d.comb += self._back_done.eq(leaves & token.job_last)
         side = sides.i.payload
         m.d.sync += [
             self.memory.en.eq(issue),

@@ -117,6 +117,8 @@ class Dispatcher(wiring.Component):
             for k in fill_command_layout().members
             if k != "sequence"
         ]
+        # A register, since the queues lie apart: what has room keeps it until something is pushed, which happens here alone.
+        room = register(m, 1, regions.i.ready & fills.i.ready & executes.i.ready)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.i.ready.eq(1)
@@ -156,11 +158,10 @@ class Dispatcher(wiring.Component):
                 m.d.sync += beyond.eq(end > self.hardware.memory_words)
                 m.next = "PUSH"
             with m.State("PUSH"):
-                ready = regions.i.ready & fills.i.ready & executes.i.ready
                 with m.If(beyond):
                     m.d.sync += self.error.eq(Error.ADDRESS)
                     m.next = "ERROR"
-                with m.Elif(ready):
+                with m.Elif(room):
                     m.d.comb += [
                         regions.i.valid.eq(to_region),
                         fills.i.valid.eq(to_fill),

@@ -234,12 +234,11 @@ class Requests(wiring.Component):
                 widen.i.valid.eq(self.i.valid & self.more),
                 widen.i.payload.eq(self.i.payload),
                 self.i.ready.eq(widen.i.ready & self.more),
-                write.valid.eq(widen.o.valid),
-                widen.o.ready.eq(write.ready),
+                write.valid.eq(widen.o.valid & ~self.written),
             ]
             with m.If(self.i.valid & self.i.ready):
                 m.d.sync += self.rest.eq(self.rest - 1)
-            with m.If(write.valid & write.ready):
+            with m.If(self.written):
                 m.d.sync += [self.address.eq(self.address + 1), self.words.eq(self.words - 1)]
                 with m.If(self.words == 1):
                     m.next = "REPLY"
@@ -344,15 +343,15 @@ class Requests(wiring.Component):
         with m.State("FLOW"):
             m.d.comb += [
                 self.waiting.eq(1),
-                narrow.i.valid.eq(read.valid & some),
-                read.ready.eq(narrow.i.ready & some),
+                narrow.i.valid.eq(read.valid & some & ~read.ready),
                 payload.valid.eq(bytes_.valid & ~sums),
                 payload.payload.eq(bytes_.payload),
                 bytes_.ready.eq(sums | payload.ready),
                 self.crc.valid.eq(bytes_.valid & sums),
                 self.moved.eq(bytes_.valid & bytes_.ready),
             ]
-            with m.If(read.valid & read.ready):
+            m.d.sync += read.ready.eq(narrow.i.valid & narrow.i.ready)
+            with m.If(read.ready):
                 m.d.sync += [burst.eq(burst - 1), some.eq(burst != 1)]
             with m.If(~some & ~narrow.o.valid & ~bytes_.valid):
                 m.next = "HEADER"
@@ -371,14 +370,20 @@ class Requests(wiring.Component):
         connect(m, self.narrow.o, bytes_.i)
         self.bytes = bytes_.o
         self.burst, self.some, self.sums = Signal(range(MAX_BURST + 1)), Signal(), Signal()
+        # A word passes the memory port in one cycle and the gearbox beside it in another: ``ready`` ends, or begins, at a register.
+        self.written = Signal()
         self.waiting, self.moved, silence = Signal(), Signal(), Signal(range(self.patience + 1))
         request, read, write = self.memory.read_request, self.memory.read_data, self.memory.write
-        m.d.sync += self.sums.eq(self.command == Command.CHECKSUM)
+        m.d.sync += [
+            self.sums.eq(self.command == Command.CHECKSUM),
+            self.written.eq(write.valid & write.ready),
+        ]
         m.d.comb += [
             self.crc.data.eq(self.bytes.payload),
             request.payload.address.eq(self.address),
             request.payload.length.eq(self.burst - 1),
             self.narrow.i.payload.eq(read.payload),
+            self.widen.o.ready.eq(self.written),
             write.payload.address.eq(self.address),
             write.payload.data.eq(self.widen.o.payload),
         ]

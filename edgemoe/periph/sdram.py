@@ -633,7 +633,7 @@ class SdramController(wiring.Component):
         """Collect columns into words, and words in a queue whose places are claimed before a READ is sent."""
         spec, port = self.spec, self.port
         queue = m.submodules.queue = SyncFIFOBuffered(width=8 * self.port_bytes, depth=spec.queue + 1)
-        places = Signal(range(spec.queue + 1), init=spec.queue)
+        places, left = Signal(range(spec.queue + 1), init=spec.queue), Signal()
         claims = s.go & ~s.write & s.first
         m.d.comb += [
             port.read_data.valid.eq(queue.r_rdy),
@@ -641,7 +641,8 @@ class SdramController(wiring.Component):
             queue.r_en.eq(port.read_data.ready),
         ]
         m.d.sync += [
-            places.eq(places + (queue.r_rdy & queue.r_en) - claims),
+            left.eq(queue.r_rdy & queue.r_en),  # a register: who takes the words lies far away
+            places.eq(places + left - claims),
             s.room.eq(places >= 2),  # a cycle late: one more may have been claimed
         ]
 

@@ -29,7 +29,7 @@ from edgemoe.periph.lights import Lights
 from edgemoe.periph.link import HostLink
 from edgemoe.periph.sdram import SdramController, SdramPins, SdramSpec
 from edgemoe.periph.share import MemoryShare
-from edgemoe.stream import Buffer, connect
+from edgemoe.stream import connect
 
 BAUD = 3_000_000
 """Of the FT231X on many boards, at most."""
@@ -97,7 +97,7 @@ class Top(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         spec, hardware = self.spec, self.spec.hardware
-        m.submodules.link = link = HostLink(hardware, spec.core_hz, spec.baud, identity(hardware))
+        link = HostLink(hardware, spec.core_hz, spec.baud, identity(hardware))
         accelerator = Accelerator(hardware)
         crossing = Crossing(hardware.port_bytes, core_domain="core", memory_domain="chip_side")
         controller = SdramController(spec.sdram, hardware.port_bytes)
@@ -107,6 +107,7 @@ class Top(wiring.Component):
         memory_reset = Signal()
         m.submodules.memory_reset = FFSynchronizer(link.reset_core, memory_reset, o_domain="memory")
         for name, domain, source in (
+            ("host", "sync", 0),
             ("core", "sync", link.reset_core),
             ("chip_side", "memory", memory_reset),
         ):
@@ -114,6 +115,7 @@ class Top(wiring.Component):
             m.d[domain] += reset.eq(source)
             m.domains += ClockDomain(name)
             m.d.comb += [ClockSignal(name).eq(ClockSignal(domain)), ResetSignal(name).eq(reset)]
+        m.submodules.link = DomainRenamer("host")(link)
         m.submodules.accelerator = DomainRenamer("core")(accelerator)
         m.submodules.crossing = crossing
         m.submodules.controller = DomainRenamer("chip_side")(controller)
@@ -128,10 +130,7 @@ class Top(wiring.Component):
 
         connect(m, link.read_request, share.first.read_request)
         connect(m, link.write, share.first.write)
-        words = Buffer(link.read_data.payload.shape())
-        m.submodules.words = DomainRenamer("core")(words)  # ends the way of ``ready``
-        connect(m, share.first.read_data, words.i)
-        connect(m, words.o, link.read_data)
+        connect(m, share.first.read_data, link.read_data)
         m.d.sync += share.turn.eq(accelerator.control.busy)  # a cycle late: nobody asks for anything yet
         wiring.connect(m, accelerator.memory, share.second)
         wiring.connect(m, share.memory, crossing.core)

@@ -231,8 +231,10 @@ class RowScalars(wiring.Component):
 
     Members
     -------
-    start : In(1), ready : Out(1)
-        Take ``s1`` and ``s2``; only while ``ready``.
+    claim : In(1), ready : Out(1)
+        A row whose sums are on their way takes its place here; only while ``ready``, a register.
+    start : In(1)
+        Take ``s1`` and ``s2``, for every row equally long after its ``claim``: nothing waits between the two.
     s1, s2 : In
         Sum of x (signed) and of x^2 (unsigned).
     dim, eps_term, mean_reciprocal : In
@@ -254,8 +256,9 @@ class RowScalars(wiring.Component):
         self.spec = spec
         super().__init__(
             {
-                "start": In(1),
+                "claim": In(1),
                 "ready": Out(1),
+                "start": In(1),
                 "s1": In(signed(X_BITS + spec.dim_bits)),
                 "s2": In(2 * X_BITS - 2 + spec.dim_bits),
                 "dim": In(spec.dim_bits),
@@ -284,22 +287,21 @@ class RowScalars(wiring.Component):
         interval = Signal(range(SCALAR_INTERVAL))
         in_flight, available = Signal(range(ROWS_IN_FLIGHT + 1)), Signal(range(ROWS_IN_FLIGHT + 1))
         started = Signal(SCALAR_LATENCY - 1)
-        rested = Signal(init=1)  # interval is 0; this and the next are registers since `ready` reaches far
-        full = Signal()  # in_flight is at its end
+        rested, full = Signal(init=1), Signal()  # interval is 0; in_flight is at its end
         m.d.comb += [
             self.ready.eq(rested & ~full),
             self.valid.eq(available != 0),
         ]
-        with m.If(self.start & ~self.take):
+        with m.If(self.claim & ~self.take):
             m.d.sync += full.eq(in_flight == ROWS_IN_FLIGHT - 1)
-        with m.If(self.take & ~self.start):
+        with m.If(self.take & ~self.claim):
             m.d.sync += full.eq(0)
         m.d.sync += [
             started.eq(Cat(self.start, started)),
-            in_flight.eq(in_flight + self.start - self.take),
+            in_flight.eq(in_flight + self.claim - self.take),
             available.eq(available + started[-1] - self.take),
         ]
-        with m.If(self.start):
+        with m.If(self.claim):
             m.d.sync += [interval.eq(SCALAR_INTERVAL - 1), rested.eq(0)]
         with m.Elif(~rested):
             m.d.sync += [interval.eq(interval - 1), rested.eq(interval == 1)]
@@ -543,10 +545,17 @@ class LayerNorm(wiring.Component):
             Signal(),
             Signal(range(ratio)),
         )
-        enable = Signal()
-        held_end = enable & (part == ratio - 1)
-        m.d.comb += self.i.ready.eq((~held_valid | held_end) & ~used[-1])
-        with m.If(held_valid & enable):
+        # The last group of a row waits until there is a place for its scalars; behind it nothing ever waits.
+        count, moves = Signal(spec.group_bits), Signal()
+        row_end = count == groups_last
+        held_end = moves & (part == ratio - 1)
+        m.d.comb += [
+            moves.eq(held_valid & (~row_end | scalars.ready)),
+            self.i.ready.eq((~held_valid | held_end) & ~used[-1]),
+            scalars.claim.eq(moves & row_end),
+        ]
+        with m.If(moves):
+            m.d.sync += count.eq(Mux(row_end, 0, count + 1))
             m.d.sync += [held.eq(held[lanes * X_BITS :]), part.eq(part + 1)]
         with m.If(arrival):
             m.d.sync += [held.eq(i.x), held_valid.eq(1), part.eq(0)]
@@ -556,43 +565,28 @@ class LayerNorm(wiring.Component):
         # Row buffer, one group wide.
         m.submodules.buffer = buffer = Memory(shape=group, depth=depth * ratio, init=[])
         write, write_at = buffer.write_port(), Signal(range(depth * ratio))
-        m.d.comb += [write.addr.eq(write_at), write.data.eq(held), write.en.eq(held_valid & enable)]
+        m.d.comb += [write.addr.eq(write_at), write.data.eq(held), write.en.eq(moves)]
         m.d.sync += write_at.eq(write_at + write.en)
 
         # S1 and S2.
-        sums_ready, done, count = Signal(), Signal(), Signal(spec.group_bits)
-        row_end = count == groups_last
-        with m.If(held_valid & enable):
-            m.d.sync += count.eq(Mux(row_end, 0, count + 1))
         stages = _statistics_stages(spec)
-        stage_enable, valid = pipeline(m, held_valid, sums_ready, stages)
-        m.d.comb += enable.eq(stage_enable)
-        operands = [
-            register(m, enable, held[n * X_BITS : (n + 1) * X_BITS].as_signed()) for n in range(lanes)
-        ]
-        squares = [register(m, enable, (x * x).as_unsigned()[: 2 * X_BITS - 1]) for x in operands]
-        values = [register(m, enable, x) for x in operands]
+        operands = [register(m, 1, held[n * X_BITS : (n + 1) * X_BITS].as_signed()) for n in range(lanes)]
+        squares = [register(m, 1, (x * x).as_unsigned()[: 2 * X_BITS - 1]) for x in operands]
+        values = [register(m, 1, x) for x in operands]
         while len(values) > 1:
             squares, values = (
-                [register(m, enable, a + b) for a, b in zip(level[::2], level[1::2], strict=True)]
+                [register(m, 1, a + b) for a, b in zip(level[::2], level[1::2], strict=True)]
                 for level in (squares, values)
             )
-        last, first = register(m, enable, row_end, stages), Signal(init=1)
+        valid, last, first = _delayed(m, moves, stages), register(m, 1, row_end, stages), Signal(init=1)
         s1, s2 = Signal.like(scalars.s1), Signal.like(scalars.s2)
-        m.d.comb += [
-            scalars.s1.eq(s1),
-            scalars.s2.eq(s2),
-            scalars.start.eq(done & scalars.ready),
-            sums_ready.eq(~done | scalars.ready),
-        ]
-        with m.If(scalars.ready):
-            m.d.sync += done.eq(0)
-        with m.If(valid & sums_ready):
+        m.d.comb += [scalars.s1.eq(s1), scalars.s2.eq(s2)]
+        m.d.sync += scalars.start.eq(valid & last)
+        with m.If(valid):
             m.d.sync += [
                 s1.eq(Mux(first, 0, s1) + values[0]),
                 s2.eq(Mux(first, 0, s2) + squares[0]),
                 first.eq(last),
-                done.eq(last),
             ]
 
         self._normalise(m, scalars, buffer, arrival, groups_last)

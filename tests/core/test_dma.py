@@ -116,7 +116,7 @@ def test_arbiter(clients, stall):
         expected.append([address + k for address, n in asked for k in range(n)])
         got.append([])
         background.append(send(dut.request[i], [{"address": a, "length": n - 1} for a, n in asked], rng))
-        benches.append(receive(dut.data[i], len(expected[i]), got[i], rng if stall else None))
+        benches.append(receive(dut.data[i], len(expected[i]), got[i]))
     simulate(dut, benches, background)
     assert got == expected
     if not stall:
