@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 import edgemoe
-from benchmarks import ablation, breakdown, lanes, published, simulated, slow_memory, speed, workload
+from benchmarks import ablation, board, breakdown, lanes, published, simulated, slow_memory, speed, workload
 from edgemoe.errors import EdgemoeError
 from edgemoe.output import file, write_json
 
@@ -45,9 +45,9 @@ def machine() -> str:
 
 
 def measure(
-    weights: Path, simulate: bool, before: dict[str, Any], tick: Callable[[str], None]
+    weights: Path, simulate: bool, build: bool, before: dict[str, Any], tick: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
-    """All figures, and the sections of the document; ``before`` are the last figures."""
+    """All figures, and the sections of the document; ``before`` are the last figures, for what is not done again."""
     tick("the model")
     work = workload.load(weights)
     values: dict[str, Any] = {
@@ -70,6 +70,13 @@ def measure(
         tick(name.replace("_", " "))
         values[name] = module.measure(work)
         parts.append(module.section_text(values[name]))
+    if build:
+        tick(f"the board, {board.SEEDS} seeds of place and route")
+        values["board"] = board.measure()
+    elif "board" in before:
+        values["board"] = before["board"]
+    if "board" in values:
+        parts.append(board.section_text(values["board"]))
     return values, parts
 
 
@@ -85,6 +92,9 @@ def main() -> int:
         help="keep the last figures of the whole image through the gateware",
     )
     parser.add_argument(
+        "--no-board", action="store_true", help="keep the last figures of the routed board (an hour)"
+    )
+    parser.add_argument(
         "-o", "--output", type=Path, default=workload.ROOT / "docs", help="folder to write to"
     )
     options = parser.parse_args()
@@ -93,8 +103,9 @@ def main() -> int:
         last = options.output / "results.json"
         before = json.loads(last.read_text()) if last.is_file() else {}
         values, parts = measure(
-            options.weights, not options.no_simulation, before, lambda what: console.print(f"{what} ...")
-        )
+            options.weights, not options.no_simulation, not options.no_board, before,
+            lambda what: console.print(f"{what} ..."),
+        )  # fmt: skip
         write_json(options.output / "results.json", values)
         with file(options.output / "results.md") as temporary:
             temporary.write_text("\n\n".join(part.strip("\n") for part in parts) + "\n")

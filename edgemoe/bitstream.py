@@ -7,6 +7,7 @@ import os
 import shlex
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,9 +208,9 @@ def build(
     Args:
         name: of the board.
         hardware: a name or file; by default the board's.
-        seeds: number of runs of place and route, with seeds 1, 2, ...
+        seeds: number of runs of place and route, with seeds 1, 2, ..., as many at a time as there are cores.
         target_mhz: clock of the core, within half a per cent; by default the board's.
-        memory_mhz: highest clock of the memory; by default what its chip can.
+        memory_mhz: highest clock of the memory; by default the board's.
         model: whose images per second are predicted, see `shape_of`; by default the board's.
         tick: is told the stage.
     """
@@ -238,7 +239,9 @@ def build(
         stages.begin(f"{name}: gateware of {config.name}")
         elaborate(target, spec, folder)
         stages.begin(f"{name}: synthesis")
-        log = synthesis.run_yosys(tools["yosys"], synthesis.script(device.family), folder)
+        log = synthesis.run_yosys(
+            tools["yosys"], synthesis.script(device.family, device.table_adder_bits), folder
+        )
         netlist = synthesis.netlist_of(device.family, folder)
         resources = synthesis.read_netlist(netlist).resources
         excess = [key for key, have in device.capacity.items() if resources[key] > have]
@@ -249,10 +252,17 @@ def build(
             if device.sites:
                 stages.begin(f"{name}: floorplan")
                 floorplan.floorplan_file(folder / "top.json", device.sites)
-            for seed in range(1, seeds + 1):
-                stages.begin(f"{name}: place and route, seed {seed} of {seeds}")
+            at_once = min(seeds, os.cpu_count() or 1)
+            also = f", {at_once} at a time" if at_once > 1 else ""
+            stages.begin(f"{name}: place and route, {seeds} seed{'s' * (seeds > 1)}{also}")
+            with ThreadPoolExecutor(at_once) as pool:
+                runs = [
+                    pool.submit(place_and_route, tools["nextpnr"], device, folder, seed, names)
+                    for seed in range(1, seeds + 1)
+                ]
+            for run in runs:
                 try:
-                    placed.append(place_and_route(tools["nextpnr"], device, folder, seed, names))
+                    placed.append(run.result())
                 except EdgemoeError as error:
                     reason = str(error)
         values: dict[str, Any] = {

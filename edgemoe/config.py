@@ -457,7 +457,7 @@ NAMED: dict[str, HardwareConfig] = {
         HardwareConfig(
             name="ulx3s-25f", in_lanes=4, out_lanes=2, port_bytes=8, tokens=37, dim=48, row=96, hidden=96,
             image=1728, heads=3, experts=8, top_k=2, profile="w16a16", post_lanes=1, norm_lanes=1,
-            gate_lanes=1, memory_bytes=1 << 25,
+            gate_lanes=1, prefetch_bytes=4096, memory_bytes=1 << 25,
         ),
     )
 }  # fmt: skip

@@ -133,24 +133,23 @@ def _slots(
 ) -> dict[str, str] | None:
     """Sites of the slots: adders with their multipliers in one row, side by side, and their block RAMs in the nearest row.
 
-    Neighbours by number lie beside each other: rows are walked back and forth, from the last one on. It has the fewest slots, and slot 0,
-    where the results leave, lies next to the sites that remain there for all other multipliers. None if it does not fit.
+    Neighbours by number lie beside each other: rows are walked back and forth. None if it does not fit.
     """
     slots: dict[str, list[str]] = defaultdict(list)
     for name in adders:
         slots[name.rpartition(".")[0]].append(name)
     order = sorted(slots, key=lambda path: [int(n) for n in re.findall(r"\d+", path)])
-    rows, fixed = sites.multiplier_rows[::-1], {}
+    rows, fixed = sites.multiplier_rows, {}
     share = -(-len(order) // len(rows))
-    cuts = [max(0, len(order) - share * k) for k in range(len(rows), -1, -1)]
     rams = set(sites.of(RAM))
     for row_number, row in enumerate(rows):
-        here, at = order[cuts[row_number] : cuts[row_number + 1]], 0
-        for path in here if row_number % 2 else reversed(here):
+        here = order[row_number * share : (row_number + 1) * share]
+        at = (sites.halves - sum(len(slots[path]) for path in here)) // 2
+        if at < 0:
+            return None
+        for path in reversed(here) if row_number % 2 else here:
             used = []
             for adder in sorted(slots[path], key=lambda name: int(re.findall(r"\d+", name)[-1])):
-                if at == sites.halves:
-                    return None
                 operands = [wires.driver(cells[adder]["connections"][pin][0]) for pin in ("MA0", "MB0")]
                 used += [*operands, adder]
                 fixed |= dict(zip((*operands, adder), sites.half(row, at), strict=True))

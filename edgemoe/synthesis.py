@@ -48,7 +48,8 @@ PREPARE = (
     "hierarchy -top {top}; flatten; opt_clean; rename -hide w:*]; memory_nordff; "
     "rename -enumerate -pattern read_register_% w:*rdreg*"
 )
-MAP = PREPARE + "; synth_ecp5 -top {top} -no-rw-check"
+SYNTH_ECP5 = "synth_ecp5 -top {top} -no-rw-check"
+MAP = f"{PREPARE}; {SYNTH_ECP5}"
 """Of yosys. `synth_ecp5` flattens too, but ABC9 of yosys 0.70 then fails on `weigher`; of 0.66 to 0.69 it does not.
 
 A read port that is registered already gets logic around its block RAM that a read sees the old word where it meets a
@@ -228,7 +229,8 @@ FAMILIES = {
         ("DI", "M"),
     ),
     "ice40": Family(
-        f"{PREPARE.format(top='top')}; synth_ice40 -top top -device u",
+        # no distributed memory: what asks for it is made of flip-flops
+        f"{PREPARE.format(top='top')}; setattr -unset ram_style m:*; synth_ice40 -top top -device u",
         {
             "lut": {"SB_LUT4": 1},
             "ff": {r"SB_DFF\w*": 1},
@@ -252,9 +254,20 @@ FAMILIES = {
 }
 
 
-def script(family: str) -> str:
-    """Commands of yosys from top.il to the netlist top.json for a family of devices."""
-    return f"read_rtlil top.il; {FAMILIES[family].script} -json top.json"
+def script(family: str, table_adder_bits: int = 0) -> str:
+    """Commands of yosys from top.il to the netlist top.json for a family of devices.
+
+    Adders and comparators (ECP5) of up to ``table_adder_bits`` are made of lookup tables alone: a carry chain takes two cells more than
+    its bits, and its cells go nowhere else.
+    """
+    commands = FAMILIES[family].script
+    if table_adder_bits:
+        synth = SYNTH_ECP5.format(top="top")
+        commands = (
+            f"{PREPARE.format(top='top')}; {synth} -run begin:map_gates; "
+            f"techmap -map +/techmap.v t:$alu r:Y_WIDTH<={table_adder_bits} %i; opt; {synth} -run map_gates:"
+        )
+    return f"read_rtlil top.il; {commands} -json top.json"
 
 
 @dataclass(frozen=True)
@@ -262,22 +275,25 @@ class Target:
     """A device and how the tools are told about it; without ``place`` it is not placed and routed."""
 
     platform: str | None
-    """What the gateware is elaborated for (`edgemoe.units.matmul.multiply`)."""
+    """What the gateware is elaborated for (`edgemoe.multiplier`)."""
     place: tuple[str, ...]
     capacity: dict[str, int]
     family: str = "ecp5"
     sites: floorplan.Sites | None = None
     """What a floorplan of a whole accelerator needs to know of the device."""
+    table_adder_bits: int = 0
+    """See `script`; for devices that a board's design nearly fills."""
 
 
-def _ecp5(size: str, sites: floorplan.Sites, **capacity: int) -> Target:
-    return Target("ecp5", (f"--{size}", "--package", "CABGA381", "--speed", "6"), capacity, sites=sites)
+def _ecp5(size: str, sites: floorplan.Sites, table_adder_bits: int, **capacity: int) -> Target:
+    place = (f"--{size}", "--package", "CABGA381", "--speed", "6")
+    return Target(f"ecp5-{size}", place, capacity, sites=sites, table_adder_bits=table_adder_bits)
 
 
 TARGETS = {
-    "ecp5-85k": _ecp5("85k", floorplan.LFE5U_85F, lut=83640, ff=83640, dsp=156, bram=208),
-    "ecp5-25k": _ecp5("25k", floorplan.LFE5U_25F, lut=24288, ff=24288, dsp=28, bram=56),
-    "ecp5-12k": _ecp5("12k", floorplan.LFE5U_25F, lut=24288, ff=24288, dsp=28, bram=56),
+    "ecp5-85k": _ecp5("85k", floorplan.LFE5U_85F, 0, lut=83640, ff=83640, dsp=156, bram=208),
+    "ecp5-25k": _ecp5("25k", floorplan.LFE5U_25F, 12, lut=24288, ff=24288, dsp=28, bram=56),
+    "ecp5-12k": _ecp5("12k", floorplan.LFE5U_25F, 12, lut=24288, ff=24288, dsp=28, bram=56),
     "ice40up5k": Target(None, (), dict(lut=5280, ff=5280, dsp=8, bram=30), "ice40"),
     "xcup": Target(None, (), dict(lut=230400, ff=460800, dsp=1728, bram=624), "xcup"),
 }
@@ -470,7 +486,7 @@ def synthesise(
         tick(f"{name}: elaborating for {target}", None)
         elaborate(make(hardware), folder / "top.il", device.platform)
         tick(f"{name}: synthesis", None)
-        log = run_yosys(yosys, script(device.family), folder)
+        log = run_yosys(yosys, script(device.family, device.table_adder_bits), folder)
         netlist = read_netlist(netlist_of(device.family, folder), family)
         resources = netlist.resources
         total = {k: v + netlist.harness.get(k, 0) for k, v in resources.items()}

@@ -21,8 +21,8 @@ TOP = "accelerator"
 FILE = f"{TOP}.v"
 
 SOURCES = (
-    "config.py", "core", "errors.py", "gearbox.py", "interpolation.py", "isa.py", "numeric.py", "stream.py", "units",
-    "verilog.py",
+    "config.py", "core", "errors.py", "gearbox.py", "interpolation.py", "isa.py", "multiplier.py", "numeric.py", "stream.py",
+    "units", "verilog.py",
 )  # fmt: skip
 """What of this package the accelerator's Verilog depends on: every module that its top imports, and this one."""
 

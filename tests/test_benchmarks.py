@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ablation, breakdown, document, lanes, published, slow_memory, workload
+from benchmarks import ablation, board, breakdown, document, lanes, published, slow_memory, workload
 from edgemoe import perf
 from models import CONFIG, random_model
 
@@ -75,6 +75,32 @@ def test_without_a_technique_nothing_is_faster(work):
     worst = max(rest, key=lambda row: row["external_bytes"])
     assert "token by token" in worst["off"] and worst["external_bytes"] > 10 * base["external_bytes"]
     assert ablation.section_text(values).count("\n| ") == len(rest) + 2
+
+
+BUILT = {
+    "hardware": "ulx3s-85f", "resources": dict(lut=36000, ff=31000, dsp=153, bram=199),
+    "capacity": dict(lut=83640, ff=83640, dsp=156, bram=208), "tools": {"yosys": "0.99"}, "fits": True, "reason": None,
+    "fmax_by_seed": [81.26, 83.5, 79.0], "fmax_mhz": 81.26, "memory_fmax_mhz": 99.04, "memory_target_mhz": 100.0,
+    "device_fps": 7.5, "rate": {"formula": "80 MHz / 3 cycles"},
+}  # fmt: skip
+
+
+def test_the_board_s_clocks_are_told_by_seed_and_beside_what_is_wanted():
+    text = board.section_text(BUILT)
+    for part in (
+        "| LUT | 36,000 of 83,640 |",
+        "| core, MHz, by seed | 81.3, 83.5, 79.0 |",
+        "| core, MHz, median | 81.3 | 80 / 100 |",
+        "| memory, MHz, median | 99.0 | 100 |",
+        "| images per second | 7.50 | 6 / 10 |",
+        "Images per second: 80 MHz / 3 cycles.",
+    ):
+        assert part in text
+
+
+def test_a_board_that_is_not_routed_is_told_with_its_reason():
+    text = board.section_text({**BUILT, "fits": False, "reason": "nextpnr failed", "rate": None})
+    assert "| routed | no: nextpnr failed |" in text and "MHz" not in text
 
 
 def test_tables_are_markdown():

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "edgemoe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-NUMBERS = {"errors", "numeric", "interpolation"}
+NUMBERS = {"errors", "numeric", "interpolation", "multiplier"}
 UNITS = {"config", "stream", "units"}
 LAYOUT = {"isa", "memmap", "program"}
 MODEL = {"checkpoint", "reference", "calibration", "quantize"}
@@ -22,6 +22,7 @@ GATEWARE = NUMBERS | UNITS | {"gearbox", "isa", "core", "periph"}
 ALLOWED = {
     "errors": set(),
     "numeric": {"errors"},
+    "multiplier": {"errors", "numeric"},
     "interpolation": NUMBERS | {"stream"},
     "config": NUMBERS,
     "stream": NUMBERS,

@@ -355,6 +355,21 @@ def test_names_of_arrays_do_not_stop_yosys(tmp_path):
     assert synthesis.read_netlist(netlist).resources["ff"] >= 24
 
 
+def test_small_adders_are_lookup_tables_where_asked(tmp_path):
+    try:
+        yosys = synthesis.find("YOSYS", "yosys")
+    except ToolMissing as error:
+        pytest.skip(f"yosys is not installed: {error}")
+    carries = {}
+    for bits in (0, 4, 8):
+        (folder := tmp_path / str(bits)).mkdir()
+        (folder / "top.il").write_text(rtlil.convert(Arrays(), name="top", emit_src=False))
+        synthesis.run_yosys(yosys, synthesis.script("ecp5", bits), folder)
+        cells = synthesis.top_module(json.loads((folder / "top.json").read_text()))["cells"].values()
+        carries[bits] = sum(cell["type"] == "CCU2C" for cell in cells)
+    assert carries[0] == carries[4] > carries[8] == 0  # they have 8 bits
+
+
 @pytest.mark.slow
 def test_the_real_tools_place_a_unit(tmp_path):
     try:

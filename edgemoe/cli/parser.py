@@ -236,7 +236,10 @@ def _build_board(p: Parser) -> None:
         help="clock of the core; exit with 4 if it is missed in the median of the seeds (default: the board's)",
     )  # fmt: skip
     p.add_argument(
-        "--memory-mhz", type=float, metavar="F", help="highest clock of the SDRAM, 90 to 133 (default 133)"
+        "--memory-mhz",
+        type=float,
+        metavar="F",
+        help="highest clock of the SDRAM, 90 to 133 (default: the board's)",
     )
     p.add_argument("--model", metavar="MODEL", help="predict images per second of this model (or m3vit-tiny)")
     _output(p, "directory")

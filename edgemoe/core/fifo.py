@@ -18,6 +18,14 @@ DISTRIBUTED_WORDS = 16
 """Words of the smallest distributed memory (ECP5)."""
 
 
+SMALL_DEVICES = ("LFE5U-12F", "LFE5U-25F", "ecp5-12k", "ecp5-25k")
+
+
+def scarce_tables(platform) -> bool:
+    """Whether a device would rather spend block RAMs than lookup tables on wide queues."""
+    return getattr(platform, "device", platform) in SMALL_DEVICES
+
+
 class Fifo(wiring.Component):
     """First in, first out.
 

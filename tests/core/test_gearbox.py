@@ -3,11 +3,14 @@
 import random
 
 import pytest
+from amaranth.back import rtlil
 
 from bench import STALLS, run
 from core.memory import refuses
-from edgemoe.core.fifo import Fifo
+from edgemoe.core.fifo import Fifo, scarce_tables
+from edgemoe.core.sequencer import Dispatcher
 from edgemoe.gearbox import Gearbox, regroup
+from models import HARDWARE
 
 
 @pytest.mark.parametrize("stall", STALLS)
@@ -29,14 +32,31 @@ def test_widths_are_powers_of_two(widths):
 
 
 @pytest.mark.parametrize("stall", STALLS)
-@pytest.mark.parametrize("depth", [2, 8])
-def test_fifo(depth, stall):
-    sent = [random.randrange(256) for _ in range(100)]
-    result = run(Fifo(8, depth), {"i": sent}, {"o": len(sent)}, stall=stall)
+@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize("depth", [2, 8, 16])
+def test_fifo(depth, block, stall):
+    sent = [random.Random(depth).randrange(256) for _ in range(100)]
+    result = run(Fifo(8, depth, block), {"i": sent}, {"o": len(sent)}, stall=stall)
     assert result.values["o"] == sent
     if stall == "none":
         assert result.cycles_out["o"][-1] - result.cycles_out["o"][0] == len(sent) - 1
         assert result.cycles_out["o"][0] - result.cycles_in["i"][0] == Fifo.LATENCY
+
+
+@pytest.mark.parametrize("stall", STALLS)
+def test_short_queues_keep_the_cycles_of_those_in_block_ram(stall):
+    sent = list(range(100))
+    ours, block = (run(Fifo(8, 8, block), {"i": sent}, {"o": 100}, stall=stall) for block in (False, True))
+    assert ours.cycles_in == block.cycles_in and ours.cycles_out == block.cycles_out
+
+
+def test_wide_queues_lie_in_block_ram_where_lookup_tables_are_scarce():
+    assert scarce_tables("ecp5-25k") and not scarce_tables("ecp5-85k") and not scarce_tables(None)
+    sizes = {}
+    for platform in ("ecp5-25k", "ecp5-85k"):
+        text = rtlil.convert(Dispatcher(HARDWARE["two sets"]), platform=platform, emit_src=False)
+        sizes[platform] = text.count('ram_style "block"'), text.count('ram_style "distributed"')
+    assert sizes == {"ecp5-25k": (2, 1), "ecp5-85k": (0, 3)}
 
 
 def test_fifo_depth():

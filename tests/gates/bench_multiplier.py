@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge
 
-from edgemoe.units.multiplier import MULTIPLIER_LATENCY, multiply, multiply_add
+from edgemoe.multiplier import MULTIPLIER_LATENCY, multiply, multiply_add
 
 A_BITS = 16
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 
 import pytest
 
@@ -104,9 +106,31 @@ def test_the_best_seed_is_packed_and_the_median_is_reported(tools, tmp_path, cap
     assert record["configuration"]["hardware"]["name"] == NAMED["ulx3s-25f"].name
     out = capsys.readouterr()
     assert "62 MHz (median of 3 seeds), runs at 60 MHz" in out.out and "from unit.a" in out.out
-    for stage in ("gateware", "synthesis", "place and route, seed 3 of 3", "bitstream of seed 1"):
+    for stage in ("gateware", "synthesis", "place and route, 3 seeds", "bitstream of seed 1"):
         assert stage in out.err
     assert {"gateware", "synthesis"} <= {name.split(": ")[1].split(" of")[0] for name in values["seconds"]}
+
+
+def test_seeds_run_at_a_time_as_far_as_there_are_cores(tmp_path, monkeypatch, tools):
+    running, most, lock = [0], [0], threading.Lock()
+    place = bitstream.place_and_route
+
+    def observed(*arguments):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.3)
+        found = place(*arguments)
+        with lock:
+            running[0] -= 1
+        return found
+
+    monkeypatch.setattr(bitstream, "place_and_route", observed)
+    for cores, together in ((2, 2), (1, 1), (None, 1)):
+        most[0] = 0
+        monkeypatch.setattr(bitstream.os, "cpu_count", lambda cores=cores: cores)
+        code, values = build(tmp_path, "--seeds", "3")
+        assert code == 0 and values["seeds"] == [1, 2, 3] and most[0] == together
 
 
 def test_images_per_second_follow_from_the_clocks(tools, tmp_path, capsys):

@@ -74,7 +74,7 @@ def multiply_add(m: Module, a: Value, b: Value, c: Value, d: Value, enable: Valu
 
 
 def _is_ecp5(platform) -> bool:
-    return getattr(platform, "device", "").startswith("LFE5U") or platform == "ecp5"
+    return getattr(platform, "device", "").startswith("LFE5U") or str(platform).startswith("ecp5")
 
 
 def _multiplier(a: Value, b: Value, enable: ValueLike) -> dict:
