@@ -60,7 +60,7 @@ format: $(DEV)  ## Rewrite the sources in the house style
 m3vit: $(RUN)  ## Run M3ViT-tiny whole through the gateware, both tasks (needs the released weights)
 	$(BIN)/python examples/m3vit/run.py -o build/m3vit
 
-bench: $(DEV)  ## Measure everything again, the routed board too: docs/results.md and .json (two hours)
+bench: $(DEV)  ## Measure everything again, the routed board too: docs/results.md and .json (hours)
 	$(BIN)/python -m benchmarks
 
 verilog: $(RUN)  ## Write the Verilog of the nano accelerator to build/verilog

@@ -92,7 +92,9 @@ def main() -> int:
         help="keep the last figures of the whole image through the gateware",
     )
     parser.add_argument(
-        "--no-board", action="store_true", help="keep the last figures of the routed board (an hour)"
+        "--no-board",
+        action="store_true",
+        help="keep the last figures of the routed board, which takes longest",
     )
     parser.add_argument(
         "-o", "--output", type=Path, default=workload.ROOT / "docs", help="folder to write to"

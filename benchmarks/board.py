@@ -15,7 +15,7 @@ CORE_MHZ, FPS = (80, 100), (6, 10)
 
 
 def measure() -> dict[str, Any]:
-    """The report of `edgemoe build`, an hour or so."""
+    """The report of `edgemoe build`; by far the longest of all measurements."""
     with tempfile.TemporaryDirectory() as folder:
         values = bitstream.build(
             BOARD, None, SEEDS, None, None, Path(folder) / BOARD, None, lambda name, seconds: None

@@ -1,7 +1,7 @@
 """Floorplan: multipliers, adders and block RAMs of an ECP5 get their sites before nextpnr places the rest.
 
-A device has few of these, in rows far apart, and nextpnr settles them early and moves them little: the eight multipliers of a slot
-lay in 36 columns on the average, and its block RAMs elsewhere. Here every slot of the array gets neighbouring sites and block
+A device has few of these, in rows far apart, and nextpnr settles them early and moves them little: the multipliers of a slot come to
+lie far apart, and its block RAMs elsewhere. Here every slot of the array gets neighbouring sites and block
 RAMs beside them; the other cells of these kinds go where their wires pull them::
 
     slots in a row of multipliers, back and forth  -->  all other cells where the squares of their wires are least  -->  nearest free sites

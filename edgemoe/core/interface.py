@@ -107,7 +107,8 @@ def route_record() -> data.StructLayout:
 class MonitorPort(Signature):
     """Records of all activation writes, for simulation; a record counts in a cycle with ``valid``.
 
-    ``conflict`` is high where two clients of the activation memory have met, or the reader or the writer got something for which it had no room.
+    ``conflict`` is high where two clients of the activation memory have met, or the reader, the writer or a reader of
+    external memory got something for which it had no room.
     """
 
     def __init__(self, hardware: HardwareConfig):

@@ -232,7 +232,7 @@ class RowScalars(wiring.Component):
     Members
     -------
     claim : In(1), ready : Out(1)
-        A row whose sums are on their way takes its place here; only while ``ready``, a register.
+        A row whose sums are on their way takes its place here; only while ``ready``, which follows from registers.
     start : In(1)
         Take ``s1`` and ``s2``, for every row equally long after its ``claim``: nothing waits between the two.
     s1, s2 : In

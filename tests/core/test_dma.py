@@ -123,6 +123,28 @@ def test_arbiter(clients, stall):
         assert memory.waiting == 0
 
 
+def test_data_that_a_reader_does_not_take_are_told():
+    dut = ReadArbiter(4, 2)
+    lost = []
+
+    async def watch(ctx):
+        ctx.set(dut.port_request.ready, 1)
+        ctx.set(dut.request[1].payload, {"address": 0, "length": 2})
+        ctx.set(dut.request[1].valid, 1)
+        await ctx.tick()
+        ctx.set(dut.request[1].valid, 0)
+        await ctx.tick().repeat(8)
+        ctx.set(dut.port_data.valid, 1)
+        for ready in (1, 0, 1):
+            ctx.set(dut.data[1].ready, ready)
+            ctx.set(dut.data[0].ready, 1)
+            lost.append(ctx.get(dut.lost))
+            await ctx.tick()
+
+    simulate(dut, [watch], [])
+    assert lost == [0, 1, 0]
+
+
 def test_arbiter_rotates_at_full_rate():
     dut = ReadArbiter(4, 3)
     memory = MemoryModel(dut.port_request, dut.port_data, lambda address: address, latency=12)
