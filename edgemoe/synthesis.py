@@ -59,6 +59,13 @@ yosys 0.70 gives the old ones a second time where it takes a register out of a d
 
 Amaranth names the wires of an array o[0], o[1] .. beside o. The names of bits that ABC9 gives are the same, and it stops with a
 failed assertion: names that end like that are hidden."""
+TABLE_ADDER_BITS = 12
+"""Of the longest adder that takes fewer cells as lookup tables alone."""
+FEW_GROUPS = (
+    "dfflegalize -cell $_DFF_?_ 01 -cell $_DFF_?P?_ r -cell $_SDFF_?P?_ r -cell $_DFFE_??_ 01 -cell $_DFFE_?P??_ r "
+    "-cell $_SDFFE_?P??_ r -mince 3 -minsrst 100"
+)
+"""The flip-flops of the ECP5, as `synth_ecp5` has them, with least numbers for an enable and a synchronous reset."""
 
 
 # -- units --------------------------------------------------------------------------------------
@@ -254,18 +261,23 @@ FAMILIES = {
 }
 
 
-def script(family: str, table_adder_bits: int = 0) -> str:
+def script(family: str, tight: bool = False) -> str:
     """Commands of yosys from top.il to the netlist top.json for a family of devices.
 
-    Adders and comparators (ECP5) of up to ``table_adder_bits`` are made of lookup tables alone: a carry chain takes two cells more than
-    its bits, and its cells go nowhere else.
+    For a device that the design nearly fills (``tight``; ECP5) everything is made smaller, or easier to place, than `synth_ecp5` would:
+
+    - adders and comparators of up to `TABLE_ADDER_BITS` of lookup tables alone: a carry chain takes two cells more than its
+      bits, and its cells go nowhere else;
+    - no multiplexers between lookup tables, which tie pairs of them together and hide the input of a flip-flop;
+    - resets and enables of few flip-flops as logic: the eight of a tile share a reset, and the two of a slice an enable.
     """
     commands = FAMILIES[family].script
-    if table_adder_bits:
-        synth = SYNTH_ECP5.format(top="top")
+    if tight:
+        synth = SYNTH_ECP5.format(top="top") + " -nowidelut"
         commands = (
             f"{PREPARE.format(top='top')}; {synth} -run begin:map_gates; "
-            f"techmap -map +/techmap.v t:$alu r:Y_WIDTH<={table_adder_bits} %i; opt; {synth} -run map_gates:"
+            f"techmap -map +/techmap.v t:$alu r:Y_WIDTH<={TABLE_ADDER_BITS} %i; opt; {synth} -run map_gates:map_ffs; "
+            f"opt_clean; {FEW_GROUPS}; scratchpad -copy abc9.script.flow3 abc9.script; {synth} -run map_ffs:"
         )
     return f"read_rtlil top.il; {commands} -json top.json"
 
@@ -281,19 +293,19 @@ class Target:
     family: str = "ecp5"
     sites: floorplan.Sites | None = None
     """What a floorplan of a whole accelerator needs to know of the device."""
-    table_adder_bits: int = 0
-    """See `script`; for devices that a board's design nearly fills."""
+    tight: bool = False
+    """A board's design nearly fills it (`script`)."""
 
 
-def _ecp5(size: str, sites: floorplan.Sites, table_adder_bits: int, **capacity: int) -> Target:
+def _ecp5(size: str, sites: floorplan.Sites, tight: bool, **capacity: int) -> Target:
     place = (f"--{size}", "--package", "CABGA381", "--speed", "6")
-    return Target(f"ecp5-{size}", place, capacity, sites=sites, table_adder_bits=table_adder_bits)
+    return Target(f"ecp5-{size}", place, capacity, sites=sites, tight=tight)
 
 
 TARGETS = {
-    "ecp5-85k": _ecp5("85k", floorplan.LFE5U_85F, 0, lut=83640, ff=83640, dsp=156, bram=208),
-    "ecp5-25k": _ecp5("25k", floorplan.LFE5U_25F, 12, lut=24288, ff=24288, dsp=28, bram=56),
-    "ecp5-12k": _ecp5("12k", floorplan.LFE5U_25F, 12, lut=24288, ff=24288, dsp=28, bram=56),
+    "ecp5-85k": _ecp5("85k", floorplan.LFE5U_85F, False, lut=83640, ff=83640, dsp=156, bram=208),
+    "ecp5-25k": _ecp5("25k", floorplan.LFE5U_25F, True, lut=24288, ff=24288, dsp=28, bram=56),
+    "ecp5-12k": _ecp5("12k", floorplan.LFE5U_25F, True, lut=24288, ff=24288, dsp=28, bram=56),
     "ice40up5k": Target(None, (), dict(lut=5280, ff=5280, dsp=8, bram=30), "ice40"),
     "xcup": Target(None, (), dict(lut=230400, ff=460800, dsp=1728, bram=624), "xcup"),
 }
@@ -486,7 +498,7 @@ def synthesise(
         tick(f"{name}: elaborating for {target}", None)
         elaborate(make(hardware), folder / "top.il", device.platform)
         tick(f"{name}: synthesis", None)
-        log = run_yosys(yosys, script(device.family, device.table_adder_bits), folder)
+        log = run_yosys(yosys, script(device.family, device.tight), folder)
         netlist = read_netlist(netlist_of(device.family, folder), family)
         resources = netlist.resources
         total = {k: v + netlist.harness.get(k, 0) for k, v in resources.items()}

@@ -3,6 +3,7 @@
 import json
 import stat
 import sys
+from collections import Counter
 
 import pytest
 from amaranth.back import rtlil
@@ -355,19 +356,43 @@ def test_names_of_arrays_do_not_stop_yosys(tmp_path):
     assert synthesis.read_netlist(netlist).resources["ff"] >= 24
 
 
-def test_small_adders_are_lookup_tables_where_asked(tmp_path):
+class Groups(wiring.Component):
+    """A short adder, and a few registers with an enable and a reset of their own."""
+
+    def __init__(self):
+        super().__init__({"a": In(8), "clear": In(4), "take": In(4), "q": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        total = Signal(8, reset_less=True)
+        m.d.sync += total.eq(total + self.a)
+        m.d.comb += self.q.eq(total)
+        for k in range(4):
+            with m.If(self.take[k]):
+                m.d.sync += total[2 * k : 2 * k + 2].eq(self.a[:2])
+            with m.If(self.clear[k]):
+                m.d.sync += total[2 * k : 2 * k + 2].eq(0)
+        return m
+
+
+def test_a_tight_device_gets_tables_for_short_adders_and_few_groups_of_flip_flops(tmp_path):
     try:
         yosys = synthesis.find("YOSYS", "yosys")
     except ToolMissing as error:
         pytest.skip(f"yosys is not installed: {error}")
-    carries = {}
-    for bits in (0, 4, 8):
-        (folder := tmp_path / str(bits)).mkdir()
-        (folder / "top.il").write_text(rtlil.convert(Arrays(), name="top", emit_src=False))
-        synthesis.run_yosys(yosys, synthesis.script("ecp5", bits), folder)
+
+    def mapped(tight):
+        (folder := tmp_path / str(tight)).mkdir()
+        (folder / "top.il").write_text(rtlil.convert(Groups(), name="top", emit_src=False))
+        synthesis.run_yosys(yosys, synthesis.script("ecp5", tight), folder)
         cells = synthesis.top_module(json.loads((folder / "top.json").read_text()))["cells"].values()
-        carries[bits] = sum(cell["type"] == "CCU2C" for cell in cells)
-    assert carries[0] == carries[4] > carries[8] == 0  # they have 8 bits
+        groups = {tuple(c["connections"].get("LSR", ())) for c in cells if c["type"] == "TRELLIS_FF"}
+        return Counter(cell["type"] for cell in cells), len(groups)
+
+    (plain, resets), (tight, fewer) = mapped(False), mapped(True)
+    assert plain["CCU2C"] > tight["CCU2C"] == 0 and tight["PFUMX"] == 0
+    assert resets == 4 and fewer == 1 and tight["TRELLIS_FF"] == plain["TRELLIS_FF"] == 8
+    assert not synthesis.TARGETS["ecp5-85k"].tight and synthesis.TARGETS["ecp5-12k"].tight
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Module
+from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Instance, Module, ResetSignal
 from amaranth.lib import io
-from amaranth.lib.cdc import ResetSynchronizer
+from amaranth.lib.cdc import FFSynchronizer
 
 from edgemoe.config import HardwareConfig
 from edgemoe.errors import BadInput
@@ -137,7 +137,11 @@ class Ulx3s(Elaboratable):
         for domain, clock in zip(("sync", "memory", "chip"), pll.clocks):
             m.d.comb += ClockSignal(domain).eq(clock)
         for domain in ("sync", "memory"):
-            m.submodules[f"reset_{domain}"] = ResetSynchronizer(~pll.locked, domain=domain)
+            # Set by the configuration and by a clock, never without one: no register needs an asynchronous reset, which
+            # nextpnr gives a whole tile of eight.
+            m.submodules[f"reset_{domain}"] = FFSynchronizer(
+                ~pll.locked, ResetSignal(domain), o_domain=domain, init=1
+            )
         return pll.locked
 
     def _sdram(self, m: Module, platform, pins) -> None:
@@ -149,8 +153,11 @@ class Ulx3s(Elaboratable):
             m.d.comb += buffer.o.eq(value)
         dq = m.submodules.dq = io.FFBuffer("io", ports.dq, i_domain="memory", o_domain="memory")
         m.d.comb += [dq.o.eq(pins.dq.o), dq.oe.eq(pins.dq.oe), pins.dq.i.eq(dq.i)]
-        clock = m.submodules.chip_clock = io.DDRBuffer("o", ports.clk, o_domain="chip")
-        m.d.comb += [clock.o[0].eq(1), clock.o[1].eq(0)]
+        # The bare register: io.DDRBuffer has an output enable beside it, three flip-flops that would be the only ones of their clock.
+        clock = m.submodules.chip_clock = io.Buffer("o", ports.clk)
+        m.submodules.chip_register = Instance(
+            "ODDRX1F", i_SCLK=ClockSignal("chip"), i_RST=0, i_D0=1, i_D1=0, o_Q=clock.o
+        )
 
 
 # -- boards -------------------------------------------------------------------------------------
@@ -166,7 +173,7 @@ class Board:
         hardware: what is built if nothing else is said, a name of `edgemoe.config.NAMED`.
         core_mhz: clock of that.
         memory_mhz: highest clock of the memory beside it, if nothing else is said; None: what the chip can.
-        model: whose images per second are reported (`edgemoe.bitstream.shape_of`).
+        model: whose images per second are reported (`edgemoe.rate.shape_of`).
         platform: class of amaranth_boards.
     """
 
@@ -199,7 +206,7 @@ class Board:
 BOARDS = {
     board.name: board
     for board in (
-        Board("ulx3s-85f", "ecp5-85k", "ulx3s-85f", 80, 100, "m3vit-tiny", "ULX3S_85F_Platform"),
+        Board("ulx3s-85f", "ecp5-85k", "ulx3s-85f", 80, 115, "m3vit-tiny", "ULX3S_85F_Platform"),
         Board("ulx3s-25f", "ecp5-25k", "ulx3s-25f", 60, None, "nano", "ULX3S_25F_Platform"),
         Board("ulx3s-12f", "ecp5-12k", "ulx3s-25f", 60, None, "nano", "ULX3S_12F_Platform"),
     )

@@ -1,6 +1,7 @@
 """`build`: gateware of a board with its pins, stages with recorded tools, the report, and errors."""
 
 import json
+import os
 import re
 import threading
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from cli import refused
-from edgemoe import bitstream, synthesis
+from edgemoe import bitstream, place, rate, synthesis
 from edgemoe.cli import main
 from edgemoe.config import NAMED, HardwareConfig, load_hardware
 from edgemoe.errors import DoesNotFit
@@ -54,8 +55,8 @@ def report(core, memory):
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
     """Programs that write recorded results; the second seed is the best."""
-    place = tmp_path / "tools"
-    place.mkdir()
+    folder = tmp_path / "tools"
+    folder.mkdir()
     reports = {
         str(seed): report(core, memory) for seed, core, memory in ((1, 70, 140), (2, 62, 150), (3, 55, 160))
     }
@@ -72,9 +73,9 @@ print('Version nextpnr-0.42')""",
         "open(option('--bit'), 'w').write(open(option('--input')).read() + ', packed')",
     }
     for variable, body in programs.items():
-        monkeypatch.setenv(variable, str(fake(place, variable.lower(), body)))
-    monkeypatch.setattr(bitstream, "elaborate", lambda target, spec, folder: None)
-    return place
+        monkeypatch.setenv(variable, str(fake(folder, variable.lower(), body)))
+    monkeypatch.setattr(bitstream, "elaborate", lambda target, spec, folder: (folder / "top.lpf").touch())
+    return folder
 
 
 def build(tmp_path, *more):
@@ -113,14 +114,14 @@ def test_the_best_seed_is_packed_and_the_median_is_reported(tools, tmp_path, cap
 
 def test_seeds_run_at_a_time_as_far_as_there_are_cores(tmp_path, monkeypatch, tools):
     running, most, lock = [0], [0], threading.Lock()
-    place = bitstream.place_and_route
+    original = bitstream.place_and_route
 
     def observed(*arguments):
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
         time.sleep(0.3)
-        found = place(*arguments)
+        found = original(*arguments)
         with lock:
             running[0] -= 1
         return found
@@ -135,7 +136,7 @@ def test_seeds_run_at_a_time_as_far_as_there_are_cores(tmp_path, monkeypatch, to
 
 def test_a_board_has_a_clock_of_the_memory_that_can_be_raised():
     board, hardware = ulx3s.BOARDS["ulx3s-85f"], NAMED["ulx3s-85f"]
-    assert round(board.specification(hardware, 80).memory_hz) == 100_000_000
+    assert round(board.specification(hardware, 80).memory_hz) == 114_285_714
     assert round(board.specification(hardware, 80, 133).memory_hz) == 133_333_333
 
 
@@ -193,10 +194,51 @@ def test_a_placement_that_fails_exits_with_4(tools, tmp_path, monkeypatch, capsy
 
 
 def test_options_of_nextpnr_come_from_the_environment(tools, tmp_path, monkeypatch):
-    monkeypatch.setenv("AMARANTH_nextpnr_opts", "--router router2")
+    def arguments(options):
+        monkeypatch.setenv("AMARANTH_nextpnr_opts", options)
+        build(tmp_path)
+        return (tmp_path / "out" / "arguments").read_text().splitlines()[-1]
+
+    assert "--25k" in arguments("--placer sa")
+    assert arguments("--placer sa").endswith("--timing-allow-fail --placer sa --router router2 --tmg-ripup")
+    assert arguments("--router router1").endswith("--timing-allow-fail --router router1")
+
+
+def test_the_tools_aim_higher_than_what_is_wanted():
+    constraints = 'LOCATE COMP "a" SITE "G2";\nFREQUENCY PORT "clk25_0__io" 25000000.0 HZ;'
+    wanted, aim = (re.search(r"([\d.]+) HZ", text)[1] for text in (constraints, place.aimed(constraints)))
+    assert float(aim) == pytest.approx(place.HEADROOM * float(wanted)) and place.HEADROOM > 1.02
+    assert place.aimed(constraints).replace(aim, wanted) == constraints
+
+
+def test_the_board_is_built_with_the_higher_aim(tools, gateware, tmp_path, monkeypatch):
+    _, constraints = gateware
+    monkeypatch.setattr(
+        bitstream, "elaborate", lambda target, spec, folder: (folder / "top.lpf").write_text(constraints)
+    )
     build(tmp_path)
+    assert "--lpf aim.lpf" in (tmp_path / "out" / "arguments").read_text()
+    aim = (tmp_path / "out" / "aim.lpf").read_text()
+    assert float(re.search(r"FREQUENCY .* ([\d.]+) HZ;", aim)[1]) == pytest.approx(25e6 * place.HEADROOM)
+
+
+def test_clocks_that_are_out_of_reach_are_routed_without_rip_up(tools, tmp_path, monkeypatch, capsys):
+    inner = os.environ["NEXTPNR_ECP5"]
+    stubborn = fake(
+        tools, "stubborn", "import subprocess\n"
+        "if '--tmg-ripup' in sys.argv: print('ERROR: giving up'); sys.exit(1)\n"
+        f"sys.exit(subprocess.call([{inner!r}, *sys.argv[1:]]))",
+    )  # fmt: skip
+    monkeypatch.setenv("NEXTPNR_ECP5", str(stubborn))
+    code, values = build(tmp_path)
+    assert code == 0 and values["seeds"] == [1]
     (arguments,) = (tmp_path / "out" / "arguments").read_text().splitlines()
-    assert arguments.endswith("--timing-allow-fail --router router2") and "--25k" in arguments
+    assert arguments.endswith("--router router2")
+    monkeypatch.setenv(
+        "AMARANTH_nextpnr_opts", "--router router2 --tmg-ripup"
+    )  # the user's own choice is the only one
+    code, values = build(tmp_path)
+    assert code == UNFIT and "giving up" in values["reason"]
 
 
 @pytest.mark.parametrize("variable", ["YOSYS", "NEXTPNR_ECP5", "ECPPACK"])
@@ -253,9 +295,7 @@ def test_pins_are_those_of_the_board(gateware):
 def test_every_pin_of_the_memory_has_a_register(gateware):
     text, _ = gateware
     commands, data = 1 + 4 + 2 + 13 + 2, 16
-    assert (
-        text.count("cell \\OFS1P3DX ") == 2 * (commands + data) + 1
-    )  # data, whether they are driven; the clock
+    assert text.count("cell \\OFS1P3DX ") == 2 * (commands + data)  # data, and whether they are driven
     assert text.count("cell \\IFS1P3DX ") == data == text.count("cell \\BB ")
     assert text.count("cell \\ODDRX1F ") == 1
     assert text.count("cell \\EHXPLLL ") == 1
@@ -290,7 +330,7 @@ def test_boards_name_devices_and_hardware_that_exist():
         assert board.name == name and board.target in synthesis.TARGETS
         spec = board.specification(NAMED[board.hardware], board.core_mhz)
         assert spec.board.core_hz == board.core_mhz * 1e6
-        assert bitstream.fits(bitstream.shape_of(board.model).config, NAMED[board.hardware])
+        assert rate.fits(rate.shape_of(board.model).config, NAMED[board.hardware])
 
 
 # -- the tools ----------------------------------------------------------------------------------
