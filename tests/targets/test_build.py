@@ -136,7 +136,7 @@ def test_seeds_run_at_a_time_as_far_as_there_are_cores(tmp_path, monkeypatch, to
 
 def test_a_board_has_a_clock_of_the_memory_that_can_be_raised():
     board, hardware = ulx3s.BOARDS["ulx3s-85f"], NAMED["ulx3s-85f"]
-    assert round(board.specification(hardware, 80).memory_hz) == 114_285_714
+    assert round(board.specification(hardware, 80).memory_hz) == 100_000_000
     assert round(board.specification(hardware, 80, 133).memory_hz) == 133_333_333
 
 
