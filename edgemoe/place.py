@@ -3,7 +3,8 @@
 The router of a board is nextpnr's second one with timing-driven rip-up: it reroutes what is slower than its clock allows until nothing
 is, minutes where the first one takes half an hour. It ends as soon as the clocks are met, and the final timing comes out
 up to 2 % below what it counted, so that it aims a little higher (`HEADROOM`). If the clocks are out of reach it gives up after a
-thousand rounds; the same router without rip-up, which always ends, then shows where the design stands. Figures: docs/area.md.
+thousand rounds; the same router without rip-up, which always ends, then shows where the design stands. A device that is nearly full gets
+the first router, which is quick there: the second one lets wires overlap first, and then does not find the room to part them. Figures: docs/area.md.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def place_and_route(
         nextpnr, *device.place, "--json", "top.json", "--lpf", AIM, "--textcfg", f"top{seed}.config", "--report", report,
         "--seed", str(seed), "--timing-allow-fail", *more,
     ]  # fmt: skip
-    routers = ((),) if "--router" in more else ((*ROUTER, RIPUP), ROUTER)
+    routers = ((),) if device.tight or "--router" in more else ((*ROUTER, RIPUP), ROUTER)
     for router in routers:
         try:
             synthesis.run([*command, *router], folder, log)

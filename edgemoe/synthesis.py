@@ -48,9 +48,7 @@ PREPARE = (
     "hierarchy -top {top}; flatten; opt_clean; rename -hide w:*]; memory_nordff; "
     "rename -enumerate -pattern read_register_% w:*rdreg*"
 )
-SYNTH_ECP5 = "synth_ecp5 -top {top} -no-rw-check"
-MAP = f"{PREPARE}; {SYNTH_ECP5}"
-"""Of yosys. `synth_ecp5` flattens too, but ABC9 of yosys 0.70 then fails on `weigher`; of 0.66 to 0.69 it does not.
+"""Of yosys, before the mapping. `synth_ecp5` flattens too, but ABC9 of yosys 0.70 then fails on `weigher`; of 0.66 to 0.69 it does not.
 
 A read port that is registered already gets logic around its block RAM that a read sees the old word where it meets a
 write, whatever -no-rw-check says: that option is of the pass that finds the registers. So they are taken out
@@ -203,6 +201,27 @@ class Harness(wiring.Component):
 # -- targets ------------------------------------------------------------------------------------
 
 
+def map_ecp5(top: str, tight: bool = False) -> str:
+    """Commands of yosys that map a design to an ECP5; the last one takes more options.
+
+    For a device that the design nearly fills (``tight``) everything is made smaller, or easier to place, than `synth_ecp5` would:
+
+    - adders and comparators of up to `TABLE_ADDER_BITS` of lookup tables alone: a carry chain takes two cells more than its
+      bits, and its cells go nowhere else;
+    - no multiplexers between lookup tables, which tie pairs of them together and hide the input of a flip-flop;
+    - resets and enables of few flip-flops as logic: the eight of a tile share a reset, and the two of a slice an enable.
+    """
+    prepare, synth = PREPARE.format(top=top), f"synth_ecp5 -top {top} -no-rw-check"
+    if not tight:
+        return f"{prepare}; {synth}"
+    synth += " -nowidelut"
+    return (
+        f"{prepare}; {synth} -run begin:map_gates; techmap -map +/techmap.v t:$alu r:Y_WIDTH<={TABLE_ADDER_BITS} %i; opt; "
+        f"{synth} -run map_gates:map_ffs; opt_clean; {FEW_GROUPS}; scratchpad -copy abc9.script.flow3 abc9.script; "
+        f"{synth} -run map_ffs:"
+    )
+
+
 @dataclass(frozen=True)
 class Family:
     """How yosys maps to a family of devices, and which cells its netlists have.
@@ -223,7 +242,7 @@ class Family:
 
 FAMILIES = {
     "ecp5": Family(
-        MAP.format(top="top"),
+        map_ecp5("top"),
         # As place and route counts them: a carry cell is two tables, 16 x 4 bits of distributed memory are four.
         {
             "lut": {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4},
@@ -262,23 +281,8 @@ FAMILIES = {
 
 
 def script(family: str, tight: bool = False) -> str:
-    """Commands of yosys from top.il to the netlist top.json for a family of devices.
-
-    For a device that the design nearly fills (``tight``; ECP5) everything is made smaller, or easier to place, than `synth_ecp5` would:
-
-    - adders and comparators of up to `TABLE_ADDER_BITS` of lookup tables alone: a carry chain takes two cells more than its
-      bits, and its cells go nowhere else;
-    - no multiplexers between lookup tables, which tie pairs of them together and hide the input of a flip-flop;
-    - resets and enables of few flip-flops as logic: the eight of a tile share a reset, and the two of a slice an enable.
-    """
-    commands = FAMILIES[family].script
-    if tight:
-        synth = SYNTH_ECP5.format(top="top") + " -nowidelut"
-        commands = (
-            f"{PREPARE.format(top='top')}; {synth} -run begin:map_gates; "
-            f"techmap -map +/techmap.v t:$alu r:Y_WIDTH<={TABLE_ADDER_BITS} %i; opt; {synth} -run map_gates:map_ffs; "
-            f"opt_clean; {FEW_GROUPS}; scratchpad -copy abc9.script.flow3 abc9.script; {synth} -run map_ffs:"
-        )
+    """Commands of yosys from top.il to the netlist top.json for a family of devices, a ``tight`` one of ECP5 as in `map_ecp5`."""
+    commands = map_ecp5("top", tight) if tight else FAMILIES[family].script
     return f"read_rtlil top.il; {commands} -json top.json"
 
 
@@ -294,7 +298,7 @@ class Target:
     sites: floorplan.Sites | None = None
     """What a floorplan of a whole accelerator needs to know of the device."""
     tight: bool = False
-    """A board's design nearly fills it (`script`)."""
+    """A board's design nearly fills it (`map_ecp5`)."""
 
 
 def _ecp5(size: str, sites: floorplan.Sites, tight: bool, **capacity: int) -> Target:

@@ -17,7 +17,7 @@ from amaranth.lib import wiring
 
 from edgemoe import absorb, output
 from edgemoe.errors import ToolMissing
-from edgemoe.synthesis import MAP, netlist_of, run_yosys
+from edgemoe.synthesis import map_ecp5, netlist_of, run_yosys
 from edgemoe.verilog import collector_paused
 
 OWN = "ecp5_cells.v"
@@ -25,7 +25,6 @@ LIBRARY = ("common_sim.vh", "ccu2c_sim.vh")
 """Files of yosys with the models of the other cells, below share/lattice."""
 CELLS = ("LUT2", "LUT4", "PFUMX", "L6MUX21", "CCU2C", "TRELLIS_FF", "TRELLIS_DPR16X4", "INV", "VLO", "VHI")
 """What is taken from there; Icarus rejects some of the others."""
-SCRIPT = f"read_rtlil top.il; {MAP} -json top.json {{options}}"
 VERILOG = "read_json top.json; clean -purge; write_verilog -noattr top.v"
 
 
@@ -56,12 +55,15 @@ def cells(yosys: str) -> str:
     return "\n".join(models) + "\n" + resources.files("edgemoe.simulation").joinpath(OWN).read_text()
 
 
-def netlist(component: wiring.Component, yosys: str, cache: Path, top: str = "top", options: str = "") -> str:
+def netlist(
+    component: wiring.Component, yosys: str, cache: Path, top: str = "top", tight: bool = False, options: str = ""
+) -> str:  # fmt: skip
     """The component after synthesis and `edgemoe.absorb`, and its cells; made once and kept below ``cache``.
 
     Args:
         yosys: the program.
         top: name of the module.
+        tight: as for a device that is nearly full (`edgemoe.synthesis.map_ecp5`).
         options: more of ``synth_ecp5``.
 
     Raises:
@@ -71,7 +73,7 @@ def netlist(component: wiring.Component, yosys: str, cache: Path, top: str = "to
 
     with collector_paused():
         source = rtlil.convert(component, name=top, platform="ecp5", emit_src=False)
-    script = SCRIPT.format(top=top, options=options)
+    script = f"read_rtlil top.il; {map_ecp5(top, tight)} -json top.json {options}"
     version = subprocess.run([yosys, "-V"], capture_output=True, text=True, check=False).stdout
     steps = (script, VERILOG, Path(absorb.__file__).read_text())
     key = hashlib.sha256(repr((source, steps, version)).encode()).hexdigest()[:16]

@@ -35,8 +35,8 @@ MEMORY_MHZ = 90, 133
 PAD_NS = 4.5
 """From our clock through an output register to a pad, and from a pad to an input register, together; an estimate
 from FPGA-DS-02012 (speed grade 6), not measured."""
-ACCESS_NS, HOLD_NS = 5.4, 2.7
-"""Of the chips at CAS latency 3: data are good from ACCESS after an edge to HOLD after the next one."""
+ACCESS_NS, HOLD_NS = 5.4, 2.5
+"""The worst of the chips at CAS latency 3 (AS4C16M16SA-7: tAC, tOH): data are good from ACCESS after an edge to HOLD after the next one."""
 
 
 def chip_phase(memory_hz: float) -> float:
@@ -207,7 +207,7 @@ BOARDS = {
     board.name: board
     for board in (
         Board("ulx3s-85f", "ecp5-85k", "ulx3s-85f", 80, 100, "m3vit-tiny", "ULX3S_85F_Platform"),
-        Board("ulx3s-25f", "ecp5-25k", "ulx3s-25f", 60, None, "nano", "ULX3S_25F_Platform"),
-        Board("ulx3s-12f", "ecp5-12k", "ulx3s-25f", 60, None, "nano", "ULX3S_12F_Platform"),
+        Board("ulx3s-25f", "ecp5-25k", "ulx3s-25f", 80, 100, "nano", "ULX3S_25F_Platform"),
+        Board("ulx3s-12f", "ecp5-12k", "ulx3s-25f", 80, 100, "nano", "ULX3S_12F_Platform"),
     )
 }

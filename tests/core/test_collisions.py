@@ -1,6 +1,6 @@
 """No result depends on a registered read that meets a write of its word: block RAM may return anything then.
 
-Synthesis relies on it (`edgemoe.synthesis.MAP`). Yosys can mark such a read in the Verilog as undefined; here it
+Synthesis relies on it (`edgemoe.synthesis.PREPARE`). Yosys can mark such a read in the Verilog as undefined; here it
 returns garbage.
 """
 

@@ -76,6 +76,16 @@ def test_the_netlist_of_a_unit_equals_golden(unit, yosys, tmp_path):
     simulate(unit, text + models, tmp_path)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("unit", ["residual", "weigher"])
+def test_the_netlist_for_a_device_that_is_nearly_full_equals_golden(unit, yosys, tmp_path):
+    bench = importlib.import_module(f"bench_{unit}")
+    text = gates.netlist(bench.component(), yosys, api.cache(), tight=True)
+    found, plain = census(text), census(gates.netlist(bench.component(), yosys, api.cache()))
+    assert found["CCU2C"] <= plain["CCU2C"] and found["PFUMX"] == 0 < plain["PFUMX"]
+    simulate(unit, text, tmp_path)
+
+
 @pytest.mark.parametrize("b_bits", [8, 16])
 def test_explicit_multipliers_equal_inferred_ones(b_bits, yosys, tmp_path):
     bench = importlib.import_module("bench_multiplier")

@@ -281,6 +281,13 @@ def test_the_port_has_2_to_64_bytes(port_bytes):
         check_port(port_bytes)
 
 
+def test_the_board_has_the_slowest_time_of_every_chip():
+    board, chips = DEVICES["ulx3s"], [device for name, device in DEVICES.items() if name != "ulx3s"]
+    assert len(chips) >= 4
+    for time in ("t_rcd", "t_rp", "t_ras", "t_rc", "t_rrd", "t_rfc", "t_wr", "mrd_clocks"):
+        assert getattr(board, time) >= max(getattr(chip, time) for chip in chips), time
+
+
 @pytest.mark.parametrize("mhz", [10, 48, 66.7, 100, 120, 133])
 @pytest.mark.parametrize("name", DEVICES)
 def test_cycles_cover_the_times_of_the_data_sheet(name, mhz):
