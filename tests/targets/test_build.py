@@ -311,6 +311,15 @@ def test_every_pin_of_the_memory_has_a_register(gateware):
     assert text.count("cell \\EHXPLLL ") == 1
 
 
+def test_no_register_has_an_asynchronous_reset_or_is_alone_in_its_clock(gateware):
+    """Eight flip-flops of a tile share clock and reset: in a device that is nearly full there is no tile for a few that differ."""
+    text, _ = gateware
+    assert "FD1S3" not in text and "$adff" not in text and "$aldff" not in text
+    (begin,) = [m.end() for m in re.finditer(r"cell \\ODDRX1F .*\n", text)]
+    (chip,) = re.findall(r"connect \\SCLK (\S+)", text[begin : text.index("end", begin)])
+    assert not re.findall(rf"connect \\CLK {re.escape(chip)}\b", text)
+
+
 def test_the_chip_is_clocked_in_the_middle_of_what_is_steady():
     for mhz in (90, 106.67, 120, 133.33):
         period = 1000 / mhz
