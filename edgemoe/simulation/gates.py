@@ -56,7 +56,8 @@ def cells(yosys: str) -> str:
 
 
 def netlist(
-    component: wiring.Component, yosys: str, cache: Path, top: str = "top", tight: bool = False, options: str = ""
+    component: wiring.Component, yosys: str, cache: Path, top: str = "top", tight: bool = False, outside: str = "",
+    options: str = "",
 ) -> str:  # fmt: skip
     """The component after synthesis and `edgemoe.absorb`, and its cells; made once and kept below ``cache``.
 
@@ -64,6 +65,7 @@ def netlist(
         yosys: the program.
         top: name of the module.
         tight: as for a device that is nearly full (`edgemoe.synthesis.map_ecp5`).
+        outside: Verilog of modules that the component instantiates and that stay as they are.
         options: more of ``synth_ecp5``.
 
     Raises:
@@ -73,16 +75,22 @@ def netlist(
 
     with collector_paused():
         source = rtlil.convert(component, name=top, platform="ecp5", emit_src=False)
-    script = f"read_rtlil top.il; {map_ecp5(top, tight)} -json top.json {options}"
+    script = (
+        f"read_verilog -lib outside.v; read_rtlil top.il; {map_ecp5(top, tight)} -json top.json {options}"
+    )
     version = subprocess.run([yosys, "-V"], capture_output=True, text=True, check=False).stdout
     steps = (script, VERILOG, Path(absorb.__file__).read_text())
-    key = hashlib.sha256(repr((source, steps, version)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((source, outside, steps, version)).encode()).hexdigest()[:16]
     kept = cache / f"netlist-{key}.v"
     if not kept.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
             work = Path(scratch)
             (work / "top.il").write_text(source)
+            heads = re.findall(
+                r"^module\b.*?^\);", outside, re.M | re.S
+            )  # yosys cannot read what only a simulator can
+            (work / "outside.v").write_text("".join(f"{head}\nendmodule\n" for head in heads))
             run_yosys(yosys, script, work)
             netlist_of("ecp5", work)
             run_yosys(yosys, VERILOG, work)

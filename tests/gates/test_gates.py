@@ -28,8 +28,10 @@ for place in (HERE, HERE.parents[1] / "sim"):  # benches are imported by name, h
 SIMULATOR = "verilator" if cocotb_build.missing("icarus") else "icarus"
 """Icarus compiles a netlist in seconds, Verilator in a minute."""
 
-QUICK = ("residual", "row_maximum", "dot_array", "reciprocal", "weigher", "gelu")
-SLOW = ("requantise", "exponential", "reorder", "layernorm", "router", "sdram")
+UNITS = (
+    "residual", "row_maximum", "dot_array", "reciprocal", "weigher", "gelu", "requantise", "exponential", "reorder", "layernorm",
+    "router", "sdram",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +62,11 @@ def simulate(bench, text, folder, **environment):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("unit", [*QUICK, *(pytest.param(unit, marks=pytest.mark.slow) for unit in SLOW)])
+@pytest.mark.parametrize("unit", UNITS)
 def test_the_netlist_of_a_unit_equals_golden(unit, yosys, tmp_path):
     bench = importlib.import_module(f"bench_{unit}")
-    text = gates.netlist(bench.component(), yosys, api.cache())
+    models = bench.sources() if hasattr(bench, "sources") else ""
+    text = gates.netlist(bench.component(), yosys, api.cache(), outside=models)
     found = census(text)
     assert (
         set(found) <= {*gates.CELLS, "MULT18X18D", "ALU54B", "DP16KD"}
@@ -72,7 +75,6 @@ def test_the_netlist_of_a_unit_equals_golden(unit, yosys, tmp_path):
     )
     if unit == "dot_array":
         assert found["MULT18X18D"] == 2 * found["ALU54B"] == bench.SPEC.in_lanes * bench.SPEC.out_lanes
-    models = bench.sources() if hasattr(bench, "sources") else ""
     simulate(unit, text + models, tmp_path)
 
 
