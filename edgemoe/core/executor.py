@@ -232,6 +232,6 @@ class Executor(wiring.Component):
             write.visit.eq((self.visit_index << 1) | second),
         ]
         for port in (self.norm, self.route, self.load, self.store):
-            for name in port.payload.shape().members.keys() - {"follow"}:
+            for name in (n for n in port.payload.shape().members if n != "follow"):
                 source = getattr(held if name in ("address", "number") else d, name)
                 m.d.comb += getattr(port.payload, name).eq(source)
