@@ -328,6 +328,15 @@ sys.exit(1)"""
     assert "broken failed: ERROR: Assert failed" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.fixture
+def yosys():
+    try:
+        yosys = synthesis.find("YOSYS", "yosys")
+    except ToolMissing as error:
+        pytest.skip(f"yosys is not installed: {error}")
+    return yosys
+
+
 class Arrays(wiring.Component):
     """Registers with names like those that Amaranth gives to the elements of an array beside the array's own."""
 
@@ -345,11 +354,7 @@ class Arrays(wiring.Component):
         return m
 
 
-def test_names_of_arrays_do_not_stop_yosys(tmp_path):
-    try:
-        yosys = synthesis.find("YOSYS", "yosys")
-    except ToolMissing as error:
-        pytest.skip(f"yosys is not installed: {error}")
+def test_names_of_arrays_do_not_stop_yosys(yosys, tmp_path):
     (tmp_path / "top.il").write_text(rtlil.convert(Arrays(), name="top", emit_src=False))
     synthesis.run_yosys(yosys, synthesis.script("ecp5"), tmp_path)
     netlist = json.loads((tmp_path / "top.json").read_text())
@@ -375,12 +380,7 @@ class Groups(wiring.Component):
         return m
 
 
-def test_a_tight_device_gets_tables_for_short_adders_and_few_groups_of_flip_flops(tmp_path):
-    try:
-        yosys = synthesis.find("YOSYS", "yosys")
-    except ToolMissing as error:
-        pytest.skip(f"yosys is not installed: {error}")
-
+def test_a_tight_device_gets_tables_for_short_adders_and_few_groups_of_flip_flops(yosys, tmp_path):
     def mapped(tight):
         (folder := tmp_path / str(tight)).mkdir()
         (folder / "top.il").write_text(rtlil.convert(Groups(), name="top", emit_src=False))

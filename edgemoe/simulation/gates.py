@@ -87,9 +87,8 @@ def netlist(
         with tempfile.TemporaryDirectory() as scratch:
             work = Path(scratch)
             (work / "top.il").write_text(source)
-            heads = re.findall(
-                r"^module\b.*?^\);", outside, re.M | re.S
-            )  # yosys cannot read what only a simulator can
+            # Heads alone: yosys cannot read what only a simulator can.
+            heads = re.findall(r"^module\b.*?^\);", outside, re.M | re.S)
             (work / "outside.v").write_text("".join(f"{head}\nendmodule\n" for head in heads))
             run_yosys(yosys, script, work)
             netlist_of("ecp5", work)

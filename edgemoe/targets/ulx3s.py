@@ -172,7 +172,7 @@ class Board:
         target: its device, a name of `edgemoe.synthesis.TARGETS`.
         hardware: what is built if nothing else is said, a name of `edgemoe.config.NAMED`.
         core_mhz: clock of that.
-        memory_mhz: highest clock of the memory beside it, if nothing else is said; None: what the chip can.
+        memory_mhz: highest clock of the memory beside it, if nothing else is said.
         model: whose images per second are reported (`edgemoe.rate.shape_of`).
         platform: class of amaranth_boards.
     """
@@ -181,7 +181,7 @@ class Board:
     target: str
     hardware: str
     core_mhz: float
-    memory_mhz: float | None
+    memory_mhz: float
     model: str
     platform: str
 

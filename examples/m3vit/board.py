@@ -7,10 +7,8 @@ controller and the chip's refreshes, from START to the last word, and give the i
 
 from __future__ import annotations
 
-import argparse
 import binascii
 import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from run import ROOT, released
+from run import arguments, released
 
 from edgemoe import api, bitstream, checkpoint, rate
 from edgemoe.config import load_hardware
@@ -76,13 +74,8 @@ def run(where: Path, build: Path, task: int, say) -> dict:
 
 def main() -> int:
     """Command line; exit codes as those of edgemoe."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    default = Path(os.environ.get("EDGEMOE_M3VIT", ROOT.parent / "shared" / "m3vit"))
-    parser.add_argument("--weights", type=Path, default=default, help="folder of the released weights")
+    parser = arguments(__doc__)
     parser.add_argument("--task", type=int, default=0, help="number of the task (default %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("build/m3vit"), help="default %(default)s")
     options = parser.parse_args()
     console = Console(stderr=True)
     try:

@@ -121,16 +121,22 @@ def table(outcomes: list[Outcome]) -> Table:
     return out
 
 
-def main() -> int:
-    """Command line; exit codes as those of edgemoe."""
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What every example of this folder is told: where the weights are, and where to write."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     default = Path(os.environ.get("EDGEMOE_M3VIT", ROOT.parent / "shared" / "m3vit"))
     parser.add_argument("--weights", type=Path, default=default, help="folder of the released weights")
+    parser.add_argument("-o", "--output", type=Path, default=Path("build/m3vit"), help="default %(default)s")
+    return parser
+
+
+def main() -> int:
+    """Command line; exit codes as those of edgemoe."""
+    parser = arguments(__doc__)
     parser.add_argument("--hardware", default="m3vit-256", help="name or TOML file (default %(default)s)")
     parser.add_argument("--profile", help="w8a16 or w16a16 (default: the hardware's)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("build/m3vit"), help="default %(default)s")
     options = parser.parse_args()
     console = Console(stderr=True)
     try:
