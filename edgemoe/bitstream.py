@@ -14,7 +14,7 @@ from edgemoe import floorplan, output, synthesis
 from edgemoe.config import HardwareConfig, load_hardware
 from edgemoe.errors import BadInput, EdgemoeError
 from edgemoe.manifest import manifest
-from edgemoe.place import AIM, CLOCKS, PINS, Placed, aimed, clock_names, place_and_route
+from edgemoe.place import CLOCKS, PINS, Placed, clock_names, place_and_route
 from edgemoe.rate import fits, rate, shape_of
 from edgemoe.verilog import collector_paused
 
@@ -198,7 +198,6 @@ def routed(
     if asked.device.sites:
         stages.begin("floorplan")
         floorplan.floorplan_file(folder / "top.json", asked.device.sites)
-    (folder / AIM).write_text(aimed((folder / PINS).read_text()))
     at_once = min(asked.seeds, os.cpu_count() or 1)
     also = f", {at_once} at a time" if at_once > 1 else ""
     stages.begin(f"place and route, {asked.seeds} seed{'s' * (asked.seeds > 1)}{also}")

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from edgemoe import floorplan, synthesis
+from edgemoe import floorplan, synthesis, wires
 from edgemoe.errors import ToolMissing
 from edgemoe.units.matmul import DotArray, MatmulSpec
 
@@ -91,12 +91,42 @@ def test_other_block_rams_lie_where_their_wires_pull_them():
     assert left[0] < right[0]
 
 
+def test_multipliers_of_a_unit_lie_side_by_side():
+    """Two units pull to the middle, where the slots are; one by one their multipliers would go to either end of a row."""
+    cells = array(2, 2)
+    for i, path in enumerate(("core.writer.gelu", "core.writer.gelu", "core.norm", "core.norm")):
+        cells[f"{path}.product{i}"] = cell(floorplan.MULTIPLIER, [1], [900 + i])
+        cells[f"then{i}"] = cell("TRELLIS_FF", [900 + i, 1], [910 + i])
+    places = floorplan.Sites((4, 13, 22), (10,), (30,))
+    sites = floorplan.floorplan(netlist(cells), places)
+    for path in ("core.writer.gelu", "core.norm"):
+        place = floorplan.points(site for name, site in sites.items() if name.startswith(f"{path}."))
+        assert len(place) == 2 and np.ptp(place[:, 0]) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_places_for_a_unit_are_near_each_other(seed):
+    drawn = np.random.default_rng(seed)
+    places, wanted = drawn.uniform(0, 100, (12, 2)), drawn.uniform(40, 60, (3, 2))
+
+    def cost(chosen):
+        at = places[list(chosen)]
+        return ((at - at.mean(0)) ** 2).sum() + ((at - wanted.mean(0)) ** 2).sum()
+
+    chosen = floorplan.together(wanted, places)
+    assert len(set(chosen)) == 3
+    # among a place and the two nearest to it, none is better
+    for place in places:
+        others = np.argsort(((places - place) ** 2).sum(1))[:3]
+        assert cost(chosen) <= cost(others) + 1e-9
+
+
 def test_free_cells_share_the_way_between_fixed_ones():
     """A chain between two fixed cells is least long in squares where all links are equal."""
     names = [f"f{i}" for i in range(6)]
     cells = {name: cell("TRELLIS_FF", [i], [i + 1]) for i, name in enumerate(names)}
     fixed = {"f0": "X0/Y0/EBR0", "f5": "X50/Y10/EBR0"}
-    where = floorplan._Wires(cells).relaxed(fixed, np.array([25.0, 5.0]))
+    where = wires.Wires(cells).relaxed(fixed, np.array([25.0, 5.0]))
     assert np.allclose(where, np.linspace((0, 0), (50, 10), 6), atol=0.05)
 
 
@@ -106,9 +136,9 @@ def test_a_cell_is_pulled_to_its_neighbours():
         "b": cell("TRELLIS_FF", [1], [2]),
         "c": cell("TRELLIS_FF", [2], []),
     }
-    wires = floorplan._Wires(cells)
-    assert np.allclose(wires.pull(["b"], np.array([(0, 0), (99, 99), (10, 4)], float)), [(5, 2)])
-    assert wires.sources(["b", "c"], "TRELLIS_FF") == ["a", "b"] and wires.driver(2) == "b"
+    found = wires.Wires(cells)
+    assert np.allclose(found.pull(["b"], np.array([(0, 0), (99, 99), (10, 4)], float)), [(5, 2)])
+    assert found.sources(["b", "c"], "TRELLIS_FF") == ["a", "b"] and found.driver(2) == "b"
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -78,7 +78,9 @@ def build(text: str, simulator: str, directory: Path, top: str = "top") -> Build
     """
     version, cocotb = _version(simulator), _cocotb()
     flags = VERILATOR_FLAGS if simulator == "verilator" else ICARUS_FLAGS
-    key = hashlib.sha256(repr((text, simulator, version, flags, top, metadata.version("cocotb"))).encode())
+    # the program looks for cocotb's libraries where they are now: another environment builds its own
+    library = metadata.version("cocotb"), str(cocotb.libs_dir)
+    key = hashlib.sha256(repr((text, simulator, version, flags, top, library)).encode())
     final = directory / f"cocotb-{simulator}-{key.hexdigest()[:16]}"
     if final.is_dir():
         return Build(simulator, top, final)

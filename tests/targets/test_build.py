@@ -1,7 +1,6 @@
 """`build`: gateware of a board with its pins, stages with recorded tools, the report, and errors."""
 
 import json
-import os
 import re
 import threading
 import time
@@ -9,7 +8,7 @@ import time
 import pytest
 
 from cli import refused
-from edgemoe import bitstream, place, rate, synthesis
+from edgemoe import bitstream, rate, synthesis
 from edgemoe.cli import main
 from edgemoe.config import NAMED, HardwareConfig, load_hardware
 from edgemoe.errors import DoesNotFit
@@ -203,52 +202,11 @@ def test_options_of_nextpnr_come_from_the_environment(tools, tmp_path, monkeypat
         build(tmp_path, *ROOMY)
         return (tmp_path / "out" / "arguments").read_text().splitlines()[-1]
 
-    assert "--85k" in arguments("--placer sa")
-    assert arguments("--placer sa").endswith("--timing-allow-fail --placer sa --router router2 --tmg-ripup")
-    assert arguments("--router router1").endswith("--timing-allow-fail --router router1")
-
-
-def test_the_tools_aim_higher_than_what_is_wanted():
-    constraints = 'LOCATE COMP "a" SITE "G2";\nFREQUENCY PORT "clk25_0__io" 25000000.0 HZ;'
-    wanted, aim = (re.search(r"([\d.]+) HZ", text)[1] for text in (constraints, place.aimed(constraints)))
-    assert float(aim) == pytest.approx(place.HEADROOM * float(wanted)) and place.HEADROOM > 1.02
-    assert place.aimed(constraints).replace(aim, wanted) == constraints
-
-
-def test_the_board_is_built_with_the_higher_aim(tools, gateware, tmp_path, monkeypatch):
-    _, constraints = gateware
-    monkeypatch.setattr(
-        bitstream, "elaborate", lambda target, spec, folder: (folder / "top.lpf").write_text(constraints)
+    assert "--85k" in arguments("--placer sa") and "--lpf top.lpf" in arguments("--placer sa")
+    assert arguments("").endswith("--timing-allow-fail")
+    assert arguments("--placer sa --router router2").endswith(
+        "--timing-allow-fail --placer sa --router router2"
     )
-    build(tmp_path)
-    assert "--lpf aim.lpf" in (tmp_path / "out" / "arguments").read_text()
-    aim = (tmp_path / "out" / "aim.lpf").read_text()
-    assert float(re.search(r"FREQUENCY .* ([\d.]+) HZ;", aim)[1]) == pytest.approx(25e6 * place.HEADROOM)
-
-
-def test_clocks_that_are_out_of_reach_are_routed_without_rip_up(tools, tmp_path, monkeypatch, capsys):
-    inner = os.environ["NEXTPNR_ECP5"]
-    stubborn = fake(
-        tools, "stubborn", "import subprocess\n"
-        "if '--tmg-ripup' in sys.argv: print('ERROR: giving up'); sys.exit(1)\n"
-        f"sys.exit(subprocess.call([{inner!r}, *sys.argv[1:]]))",
-    )  # fmt: skip
-    monkeypatch.setenv("NEXTPNR_ECP5", str(stubborn))
-    code, values = build(tmp_path, *ROOMY)
-    assert code == 0 and values["seeds"] == [1]
-    (arguments,) = (tmp_path / "out" / "arguments").read_text().splitlines()
-    assert arguments.endswith("--router router2")
-    monkeypatch.setenv(
-        "AMARANTH_nextpnr_opts", "--router router2 --tmg-ripup"
-    )  # the user's own choice is the only one
-    code, values = build(tmp_path, *ROOMY)
-    assert code == UNFIT and "giving up" in values["reason"]
-
-
-def test_a_device_that_is_nearly_full_gets_the_first_router(tools, tmp_path):
-    build(tmp_path)
-    (arguments,) = (tmp_path / "out" / "arguments").read_text().splitlines()
-    assert "--25k" in arguments and "--router" not in arguments
 
 
 @pytest.mark.parametrize("variable", ["YOSYS", "NEXTPNR_ECP5", "ECPPACK"])
