@@ -88,6 +88,14 @@ def test_the_netlist_for_a_device_that_is_nearly_full_equals_golden(unit, yosys,
     simulate(unit, text, tmp_path)
 
 
+@pytest.mark.long
+def test_the_netlist_of_the_link_answers_as_its_golden_twin(yosys, tmp_path):
+    bench = importlib.import_module("bench_link")
+    text = gates.netlist(bench.component(), yosys, api.cache())
+    assert census(text)["TRELLIS_FF"] > 1000
+    simulate("link", text, tmp_path)
+
+
 @pytest.mark.parametrize("b_bits", [8, 16])
 def test_explicit_multipliers_equal_inferred_ones(b_bits, yosys, tmp_path):
     bench = importlib.import_module("bench_multiplier")
