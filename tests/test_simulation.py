@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from edgemoe.config import NAMED
 from edgemoe.core import interface
 from edgemoe.errors import BadInput, DeviceError, DoesNotFit, ToolMissing
 from edgemoe.isa import Descriptor, Error, Op
-from edgemoe.simulation import placement, testbench, tools, verilator
+from edgemoe.simulation import cocotb_build, placement, testbench, tools, verilator
 from edgemoe.simulation.executable import BuildFailed, Options
 from edgemoe.simulation.job import MemoryModel
 from edgemoe.simulation.records import unpack
@@ -396,3 +397,25 @@ def test_fingerprint_covers_every_module_of_the_accelerator():
     parts = [Path(line).relative_to(root).parts for line in done.stdout.splitlines()]
     assert len(parts) > 20
     assert {names[0] for names in parts} <= set(verilog.SOURCES)
+
+
+def test_another_environment_compiles_its_own_cocotb_simulation(tmp_path, monkeypatch):
+    """The program finds cocotb's libraries where they were when it was compiled; that environment may be gone."""
+    compiled = []
+
+    def compile_in(directory, name, command, environment):
+        compiled.append(command)
+        (directory / "obj").mkdir()
+        (directory / "obj" / "top").touch()
+
+    monkeypatch.setattr(cocotb_build, "compile_in", compile_in)
+    monkeypatch.setattr(cocotb_build, "_version", lambda simulator: "5")
+    monkeypatch.setattr(cocotb_build, "_verilator_command", lambda cocotb, top: ([str(cocotb.libs_dir)], {}))
+    found = []
+    for library in ("one", "other", "one"):
+        monkeypatch.setattr(
+            cocotb_build, "_cocotb", lambda library=library: SimpleNamespace(libs_dir=library)
+        )
+        found.append(cocotb_build.build("module top; endmodule", "verilator", tmp_path).directory)
+    assert compiled == [["one"], ["other"]]
+    assert found[0] == found[2] != found[1]
