@@ -201,12 +201,19 @@ def routed(
     at_once = min(asked.seeds, os.cpu_count() or 1)
     also = f", {at_once} at a time" if at_once > 1 else ""
     stages.begin(f"place and route, {asked.seeds} seed{'s' * (asked.seeds > 1)}{also}")
+    seeds = range(1, asked.seeds + 1)
+    done = dict.fromkeys(seeds, 0.0)
+
+    def one(seed: int) -> Placed:
+        def tick(part: float) -> None:
+            done[seed] = part
+            stages.tick(stages.current, statistics.mean(done.values()))
+
+        return place_and_route(asked.tools["nextpnr-ecp5"], asked.device, folder, seed, names, tick)
+
     placed, reason = [], None
     with ThreadPoolExecutor(at_once) as pool:
-        runs = [
-            pool.submit(place_and_route, asked.tools["nextpnr-ecp5"], asked.device, folder, seed, names)
-            for seed in range(1, asked.seeds + 1)
-        ]
+        runs = [pool.submit(one, seed) for seed in seeds]
     for run in runs:
         try:
             placed.append(run.result())

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,10 +80,30 @@ def read_clocks(report: dict[str, Any], names: dict[str, set[str]]) -> dict[str,
     return found
 
 
+def part_routed() -> Callable[[str], float | None]:
+    """Reads nextpnr's lines, one by one: which part of the wires is routed, by a line of the router's table."""
+    most = 0
+
+    def read(line: str) -> float | None:
+        nonlocal most
+        columns = line.removeprefix("Info:").split("|")
+        if len(columns) < 5 or not re.fullmatch(r"\s*\d+\s*", columns[3]):
+            return None
+        left = int(columns[3])
+        most = max(most, left)
+        return 1 - left / most if most else 1.0
+
+    return read
+
+
 def place_and_route(
-    nextpnr: str, device: synthesis.Target, folder: Path, seed: int, names: dict[str, set[str]]
-) -> Placed:
+    nextpnr: str, device: synthesis.Target, folder: Path, seed: int, names: dict[str, set[str]],
+    tick: Callable[[float], None] = lambda part: None,
+) -> Placed:  # fmt: skip
     """One run of nextpnr.
+
+    Args:
+        tick: is told which part of the wires is routed.
 
     Raises:
         EdgemoeError: there is no legal placement, or no routing.
@@ -91,7 +113,13 @@ def place_and_route(
         nextpnr, *device.place, "--json", "top.json", "--lpf", PINS, "--textcfg", f"top{seed}.config", "--report", report,
         "--seed", str(seed), "--timing-allow-fail", *shlex.split(os.environ.get(OPTIONS, "")),
     ]  # fmt: skip
-    synthesis.run(command, folder, f"nextpnr{seed}.log")
+    part = part_routed()
+
+    def watch(line: str) -> None:
+        if (done := part(line)) is not None:
+            tick(done)
+
+    synthesis.run(command, folder, f"nextpnr{seed}.log", watch)
     values = json.loads((folder / report).read_text())
     clocks = read_clocks(values, names)
     core = synthesis.read_report({**values, "fmax": {clocks["core"]: values["fmax"][clocks["core"]]}})

@@ -335,19 +335,34 @@ def find(variable: str, name: str) -> str:
     raise ToolMissing(f"{name} is missing; {remedy}")
 
 
-def run(command: list[str], folder: Path, log: str) -> str:
+def run(command: list[str], folder: Path, log: str, watch: Callable[[str], None] = lambda line: None) -> str:
     """Run a tool in ``folder`` and keep what it prints in the file ``log``; returns that text.
+
+    Args:
+        watch: is told each line as it comes.
 
     Raises:
         EdgemoeError: the tool failed; the message has its first error.
     """
-    with (folder / log).open("w") as stream:
-        done = subprocess.run(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, check=False)
-    text = (folder / log).read_text(errors="replace")
-    if done.returncode:
+    with (
+        (folder / log).open("w", buffering=1) as kept,
+        subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as tool,
+    ):
+        assert tool.stdout
+        try:
+            for line in tool.stdout:
+                kept.write(line)
+                watch(line)
+        except BaseException:
+            tool.kill()
+            raise
+    text = (folder / log).read_text()
+    if tool.returncode:
         last = (text.strip() or "nothing printed").splitlines()[-1]
         reason = _first_error(text) or last
-        raise EdgemoeError(f"{Path(command[0]).name} failed with code {done.returncode}: {reason}")
+        raise EdgemoeError(f"{Path(command[0]).name} failed with code {tool.returncode}: {reason}")
     return text
 
 

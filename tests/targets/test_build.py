@@ -1,6 +1,7 @@
 """`build`: gateware of a board with its pins, stages with recorded tools, the report, and errors."""
 
 import json
+import os
 import re
 import threading
 import time
@@ -135,6 +136,34 @@ def test_seeds_run_at_a_time_as_far_as_there_are_cores(tmp_path, monkeypatch, to
         monkeypatch.setattr(bitstream.os, "cpu_count", lambda cores=cores: cores)
         code, values = build(tmp_path, "--seeds", "3")
         assert code == 0 and values["seeds"] == [1, 2, 3] and most[0] == together
+
+
+def test_the_bar_follows_the_routers_table(tools, tmp_path, monkeypatch):
+    inner = os.environ["NEXTPNR_ECP5"]
+    rows = [(1000, 200), (2000, 300), (3000, 150), (3500, 0)]
+    table = ["Info:            |   (re-)routed arcs  |   delta    | remaining|       time spent     |"]
+    table += [
+        f"Info: {n:10} | {n:8} {0:10} | {10:4} {20:5} | {left:9}| {0.5:10} {1.5:10}|" for n, left in rows
+    ]
+    routing = fake(
+        tools, "routing", "import subprocess\n"
+        f"print({chr(10).join(table)!r}, flush=True)\n"
+        f"sys.exit(subprocess.call([{inner!r}, *sys.argv[1:]]))",
+    )  # fmt: skip
+    monkeypatch.setenv("NEXTPNR_ECP5", str(routing))
+    told = []
+    bitstream.build(
+        "ulx3s-85f",
+        "ulx3s-25f",
+        1,
+        None,
+        None,
+        tmp_path / "out",
+        "nano",
+        lambda *told_now: told.append(told_now),
+    )
+    stage = "ulx3s-85f: place and route, 1 seed"
+    assert [part for what, part in told if what == stage] == [None, 0, 0, 0.5, 1]
 
 
 def test_a_board_has_a_clock_of_the_memory_that_can_be_raised():
