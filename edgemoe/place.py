@@ -1,7 +1,7 @@
 """Place and route of a board's netlist with nextpnr-ecp5, and the clocks that it reaches.
 
-The router is nextpnr's default one. It takes most of the time of a build, and keeps short what the clock needs. Router2 is done sooner, but joins each
-pin of a net to the wire nearest to it: chains of 18 ns where the way is 3 ns long. Figures: docs/area.md.
+The router is nextpnr's default one. It takes most of the time of a build. Router2 is done sooner, but joins each pin of a net to the wire nearest to it:
+chains of 18 ns where the way is 3 ns long. Figures: docs/area.md.
 """
 
 from __future__ import annotations

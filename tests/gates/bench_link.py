@@ -1,6 +1,7 @@
 """The host link between its pins, after synthesis, against its golden twin: every command, and frames that are broken, late or sent twice."""
 
 import random
+from dataclasses import fields
 
 import cocotb
 from cocotb.clock import Clock
@@ -22,7 +23,8 @@ BIT = 8
 BAUD = 3_000_000
 SILENCE = 40 * BIT
 """Cycles without a byte that end a frame: four bytes."""
-RUN = {"program": ADDRESS_BITS, "image": ADDRESS_BITS, "output": ADDRESS_BITS, "images": 16, "task": 8}
+RUN = [field.name for field in fields(Start)]
+"""Ports that say what a run is about."""
 
 
 def component():
