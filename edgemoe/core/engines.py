@@ -102,7 +102,7 @@ class NormEngine(wiring.Component):
         ]
 
         # read, as far as there is room for what comes back
-        row, word = Signal(12), Signal(12)
+        row, following, word = Signal(12), Signal(12, init=1), Signal(12)
         source, target = Signal(16), Signal(16)
         source_row, target_row = Signal(16), Signal(16)
         room = Signal(range(FIFO_DEPTH + 1), init=FIFO_DEPTH)
@@ -111,12 +111,16 @@ class NormEngine(wiring.Component):
         accepted = self.job.valid & self.job.ready
         follow = Mux(accepted, self.job.payload.follow.as_value(), job.follow.as_value())
         may_read = permission(m, FOLLOW(follow), self.progress)
-        issue = reading & loaded & (room != 0) & ~self.yield_read & may_read(row)
-        word_last, row_last = Signal(), row + 1 == job.count  # the former a register
+        written = (
+            Signal()
+        )  # this row, as far as is known: the comparison of rows is no part of the way to the memory
+        issue = reading & loaded & (room != 0) & ~self.yield_read & written
+        word_last, row_last = Signal(), following == job.count  # the former a register
         m.d.sync += [
             room.eq(room - issue + register(m, 1, words.freed)),
             self.read.en.eq(issue),
             self.read.address.eq(source),
+            written.eq(written | may_read(row)),
         ]
         with m.If(issue):
             m.d.sync += [word.eq(word + 1), source.eq(source + 1), target.eq(target + 1)]
@@ -124,7 +128,8 @@ class NormEngine(wiring.Component):
             with m.If(word_last):
                 next_source, next_target = source_row + job.a_stride, target_row + job.d_stride
                 m.d.sync += [
-                    word.eq(0), row.eq(row + 1), source.eq(next_source), source_row.eq(next_source),
+                    word.eq(0), row.eq(following), following.eq(following + 1), written.eq(may_read(following)),
+                    source.eq(next_source), source_row.eq(next_source),
                     target.eq(next_target), target_row.eq(next_target),
                 ]  # fmt: skip
                 with m.If(row_last):
@@ -174,7 +179,8 @@ class NormEngine(wiring.Component):
             fresh = self.job.payload
             m.d.sync += [
                 Value.cast(job).eq(Value.cast(fresh)),
-                active.eq(1), reading.eq(1), row.eq(0), word.eq(0), word_last.eq(fresh.words == 1), rows_left.eq(fresh.count), self.rows.eq(0),
+                active.eq(1), reading.eq(1), row.eq(0), following.eq(1), written.eq(0), word.eq(0),
+                word_last.eq(fresh.words == 1), rows_left.eq(fresh.count), self.rows.eq(0),
                 source.eq(fresh.a_base), source_row.eq(fresh.a_base),
                 target.eq(fresh.d_base), target_row.eq(fresh.d_base),
             ]  # fmt: skip

@@ -347,13 +347,14 @@ class Reader(wiring.Component):
         with m.If(self._moves):
             m.d.sync += word_last.eq(self._moving.words == 1)
         m.d.comb += self._back_done.eq(leaves & token.job_last)
-        side = sides.i.payload
+        side = Signal(sides.i.payload.shape(), reset_less=True)  # a cycle late: that queue may lie far away
+        m.d.comb += [
+            sides.i.valid.eq(self.memory.en),
+            Value.cast(sides.i.payload).eq(Value.cast(side)),
+        ]
         m.d.sync += [
             self.memory.en.eq(issue),
             self.memory.address.eq(token.a_row + word),
-        ]
-        m.d.comb += [
-            sides.i.valid.eq(issue),
             side.word.eq(word),
             side.last.eq(row_last),
             side.weigh.eq(job.weigh),

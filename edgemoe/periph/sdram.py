@@ -476,14 +476,20 @@ class SdramController(wiring.Component):
             s.open_bank.eq(Mux(s.reopens, s.bank, bank)),
             s.open_row.eq(Mux(s.reopens, s.row, row)),
         ]
-        row_opens, row_opened, row_bank = Signal(), Signal(spec.device.row_bits, reset_less=True), Signal(2)
-        m.d.sync += [row_opens.eq(s.opens), row_opened.eq(s.open_row), row_bank.eq(s.open_bank)]
+        # The table of open rows learns of a command a cycle late; nobody looks before the one after.
+        opened, closed, bank_opened, bank_closed = Signal(), Signal(), Signal(2), Signal(2)
+        row_opened = Signal(spec.device.row_bits, reset_less=True)
+        m.d.sync += [
+            opened.eq(s.opens),
+            closed.eq(s.closes),
+            bank_opened.eq(s.open_bank),
+            bank_closed.eq(bank),
+            row_opened.eq(s.open_row),
+        ]
         for b in range(4):
-            with m.If(row_opens & (row_bank == b)):  # a cycle late; nobody looks before the one after
-                m.d.sync += rows[b].eq(row_opened)
-            with m.If(s.opens & (s.open_bank == b)):
-                m.d.sync += s.is_open[b].eq(1)
-            with m.If(s.restart | (s.closes & (bank == b))):
+            with m.If(opened & (bank_opened == b)):
+                m.d.sync += [rows[b].eq(row_opened), s.is_open[b].eq(1)]
+            with m.If(s.restart | (closed & (bank_closed == b))):
                 m.d.sync += s.is_open[b].eq(0)
 
     def _current(self, m: Module, s: _Shared, following: stream.Interface) -> None:

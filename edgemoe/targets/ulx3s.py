@@ -206,7 +206,7 @@ class Board:
 BOARDS = {
     board.name: board
     for board in (
-        Board("ulx3s-85f", "ecp5-85k", "ulx3s-85f", 80, 100, "m3vit-tiny", "ULX3S_85F_Platform"),
+        Board("ulx3s-85f", "ecp5-85k", "ulx3s-85f", 80, 115, "m3vit-tiny", "ULX3S_85F_Platform"),
         Board("ulx3s-25f", "ecp5-25k", "ulx3s-25f", 80, 100, "nano", "ULX3S_25F_Platform"),
         Board("ulx3s-12f", "ecp5-12k", "ulx3s-25f", 80, 100, "nano", "ULX3S_12F_Platform"),
     )

@@ -168,7 +168,7 @@ def test_the_bar_follows_the_routers_table(tools, tmp_path, monkeypatch):
 
 def test_a_board_has_a_clock_of_the_memory_that_can_be_raised():
     board, hardware = ulx3s.BOARDS["ulx3s-85f"], NAMED["ulx3s-85f"]
-    assert round(board.specification(hardware, 80).memory_hz) == 100_000_000
+    assert round(board.specification(hardware, 80).memory_hz) == 114_285_714
     assert round(board.specification(hardware, 80, 133).memory_hz) == 133_333_333
 
 
