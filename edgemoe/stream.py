@@ -64,7 +64,8 @@ class Buffer(wiring.Component):
     i : In(stream.Signature(shape))
     o : Out(stream.Signature(shape))
 
-    Throughput 1 per cycle, latency 1 cycle; two payload registers.
+    Throughput 1 per cycle, latency 1 cycle; two payload registers. The spare one follows the input until it is
+    needed: ``o.ready``, whose way is long, enables only the other.
     """
 
     def __init__(self, shape):
@@ -76,6 +77,8 @@ class Buffer(wiring.Component):
         spare, payload = Signal(self.shape, reset_less=True), unreset(m, self.o.payload)
         full = Signal()
         m.d.comb += self.i.ready.eq(~full)
+        with m.If(~full):
+            m.d.sync += Value.cast(spare).eq(Value.cast(self.i.payload))
         with m.If(self.o.ready | ~self.o.valid):
             m.d.sync += [
                 self.o.valid.eq(self.i.valid | full),
@@ -84,6 +87,6 @@ class Buffer(wiring.Component):
             ]
             with m.If(~full):
                 m.d.sync += Value.cast(payload).eq(Value.cast(self.i.payload))
-        with m.Elif(self.i.valid & self.i.ready):
-            m.d.sync += [full.eq(1), Value.cast(spare).eq(Value.cast(self.i.payload))]
+        with m.Elif(self.i.valid):
+            m.d.sync += full.eq(1)
         return m

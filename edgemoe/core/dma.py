@@ -13,6 +13,7 @@ from edgemoe.config import HardwareConfig
 from edgemoe.core.fifo import Fifo
 from edgemoe.core.interface import ADDRESS_BITS, LENGTH_BITS, MAX_BURST, READ_REQUEST
 from edgemoe.gearbox import Gearbox
+from edgemoe.numeric import register
 from edgemoe.stream import Buffer, connect
 
 REGION_LENGTH_BITS = 24
@@ -88,8 +89,8 @@ class BurstReader(wiring.Component):
         request = self.request
         m.d.sync += [
             claimed.eq(claim),
-            places.eq(places + queue.freed - claimed),
-        ]  # a cycle late: the state PLAN
+            places.eq(places + register(m, 1, queue.freed) - claimed),
+        ]  # a cycle late: the state PLAN, and who takes the words lies far away
 
         with m.If(request.ready):
             m.d.sync += request.valid.eq(0)

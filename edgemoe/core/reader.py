@@ -310,6 +310,9 @@ class Reader(wiring.Component):
         self._left = Signal()  # a word has left the queue behind the weigher
         room = Signal(range(WEIGHT_DEPTH + 1), init=WEIGHT_DEPTH)
         rooms = Signal(range(FACTOR_DEPTH + 1), init=FACTOR_DEPTH)  # for 1/d
+        roomy = register(
+            m, 1, (room >= 2) & (rooms >= 2)
+        )  # a cycle late: one more of each may have been claimed
         word, word_last, half = Signal(12), Signal(), Signal()
         follow = FOLLOW(Mux(self._moves, self._moving.follow.as_value(), job.follow.as_value()))
         may_read = permission(m, follow, self.progress)
@@ -320,7 +323,7 @@ class Reader(wiring.Component):
         head = tokens.o.payload
         token, waiting = Signal(head.shape(), reset_less=True), Signal()
         written, free, leaves = Signal(), Signal(), Signal()
-        issue = waiting & self._back_valid & (room != 0) & (rooms != 0) & (written | free)
+        issue = waiting & self._back_valid & roomy & (written | free)
         m.d.comb += [leaves.eq(issue & row_last), tokens.o.ready.eq(leaves | ~waiting)]
         here, ahead = may_read(token.position), may_read(head.position)
         with m.If(tokens.o.ready):

@@ -232,8 +232,11 @@ class ReorderUnit(wiring.Component):
         """Issue a beat when its operands are there, and read the slots."""
         spec, a, o = self.spec, self.a, self.o
         enable, o_valid = pipeline(m, position.issue, o.ready, 2)
-        spacing = Signal(range(spec.interval + 1))
-        spaced = ~position.word_last | (spacing == 0)
+        spacing, rested = (
+            Signal(range(spec.interval + 1)),
+            Signal(init=1),
+        )  # the latter: spacing == 0, a register
+        spaced = ~position.word_last | rested
         wanted = position.active & ~position.idle
         m.d.comb += [
             position.issue.eq(wanted & position.rows_ready & a.valid & spaced),
@@ -244,9 +247,9 @@ class ReorderUnit(wiring.Component):
             self.waiting_tokens.eq(wanted & position.rows_ready & ~a.valid),
         ]
         with m.If(position.advance & position.word_last):
-            m.d.sync += spacing.eq(spec.interval - 1)
-        with m.Elif((spacing != 0) & enable):
-            m.d.sync += spacing.eq(spacing - 1)
+            m.d.sync += [spacing.eq(spec.interval - 1), rested.eq(spec.interval == 1)]
+        with m.Elif(~rested & enable):
+            m.d.sync += [spacing.eq(spacing - 1), rested.eq(spacing == 1)]
 
         beat = [Signal(self.o.payload.shape(), name=f"beat{s}", reset_less=True) for s in range(2)]
         now = {
@@ -380,7 +383,7 @@ class _Filling:
 def _many_sets(m: Module, unit: ReorderUnit, position: _Position, filling: _Filling) -> None:
     """A set is filled whole, then used for all tokens, then free again; the sets take turns."""
     spec = unit.spec
-    taken, full = Signal(range(spec.slot_sets + 1)), Signal(range(spec.slot_sets + 1))
+    taken, full, following = (Signal(range(spec.slot_sets + 1)) for _ in range(3))
     written = Signal()  # a cycle after the last word of a set has been taken
     fill_base, use_base = (Signal(range(spec.slot_sets * spec.slot_words)) for _ in range(2))
     last_base = (spec.slot_sets - 1) * spec.slot_words
@@ -389,7 +392,7 @@ def _many_sets(m: Module, unit: ReorderUnit, position: _Position, filling: _Fill
     m.d.comb += [
         filling.allowed.eq(taken != spec.slot_sets),
         filling.address.eq(fill_base + filling.word),
-        position.rows_ready.eq(full != 0),
+        following.eq(full + written - block_used),
         position.address.eq(use_base + position.word),
         position.boundary.eq(spec.out_lanes - 1),
         position.new.eq(1),
@@ -399,7 +402,8 @@ def _many_sets(m: Module, unit: ReorderUnit, position: _Position, filling: _Fill
     m.d.sync += [
         written.eq(filling.block_done),
         taken.eq(taken + filling.block_done - block_used),
-        full.eq(full + written - block_used),
+        full.eq(following),
+        position.rows_ready.eq(following != 0),
     ]
     with m.If(filling.block_done):
         m.d.sync += fill_base.eq(Mux(fill_base == last_base, 0, fill_base + spec.slot_words))
