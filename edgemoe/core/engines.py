@@ -111,9 +111,8 @@ class NormEngine(wiring.Component):
         accepted = self.job.valid & self.job.ready
         follow = Mux(accepted, self.job.payload.follow.as_value(), job.follow.as_value())
         may_read = permission(m, FOLLOW(follow), self.progress)
-        written = (
-            Signal()
-        )  # this row, as far as is known: the comparison of rows is no part of the way to the memory
+        # Whether this row has been written, as a register: the comparison of rows is no part of the long way to the memory.
+        written = Signal()
         issue = reading & loaded & (room != 0) & ~self.yield_read & written
         word_last, row_last = Signal(), following == job.count  # the former a register
         m.d.sync += [

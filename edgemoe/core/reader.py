@@ -310,9 +310,8 @@ class Reader(wiring.Component):
         self._left = Signal()  # a word has left the queue behind the weigher
         room = Signal(range(WEIGHT_DEPTH + 1), init=WEIGHT_DEPTH)
         rooms = Signal(range(FACTOR_DEPTH + 1), init=FACTOR_DEPTH)  # for 1/d
-        roomy = register(
-            m, 1, (room >= 2) & (rooms >= 2)
-        )  # a cycle late: one more of each may have been claimed
+        # a cycle late, when one more of each may have been claimed
+        roomy = register(m, 1, (room >= 2) & (rooms >= 2))
         word, word_last, half = Signal(12), Signal(), Signal()
         follow = FOLLOW(Mux(self._moves, self._moving.follow.as_value(), job.follow.as_value()))
         may_read = permission(m, follow, self.progress)

@@ -232,10 +232,8 @@ class ReorderUnit(wiring.Component):
         """Issue a beat when its operands are there, and read the slots."""
         spec, a, o = self.spec, self.a, self.o
         enable, o_valid = pipeline(m, position.issue, o.ready, 2)
-        spacing, rested = (
-            Signal(range(spec.interval + 1)),
-            Signal(init=1),
-        )  # the latter: spacing == 0, a register
+        spacing = Signal(range(spec.interval + 1))
+        rested = Signal(init=1)  # spacing == 0, as a register
         spaced = ~position.word_last | rested
         wanted = position.active & ~position.idle
         m.d.comb += [
