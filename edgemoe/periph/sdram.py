@@ -331,12 +331,13 @@ class _Shared:
         # What is allowed.
         self.active = Signal(name="active")  # neither initialising nor refreshing
         self.selected = Signal(name="selected")  # after power-up
-        self.room = Signal(name="room")  # in the read queue
+        self.room = Signal(name="room")  # in the read queue, from the next cycle on
         self.prepared = Signal(name="prepared")  # the next segment's row is open
         self.want, self.slot = Signal(name="want"), Signal(name="slot")
         """A PRECHARGE or ACTIVATE is ready; the command pins are free for it."""
         self.is_open = Signal(4, name="is_open")
         self.no_read = Signal(self.burst, name="no_read")
+        self.no_read_now = Signal(name="no_read_now")  # its lowest bit, or no room
         self.no_write = Signal(spec.cas + self.burst, name="no_write")
         length = max(spec.ras, self.burst + spec.wr)
         self.no_precharge = [Signal(length, name=f"no_precharge{b}") for b in range(4)]
@@ -406,8 +407,11 @@ class SdramController(wiring.Component):
         """
         spec, burst = self.spec, s.burst
         read, write = s.go & ~s.write, s.go & s.write
+        no_read = Signal.like(s.no_read)
+        m.d.comb += no_read.eq(s.no_read >> 1 | Mux(s.go, ones(burst - 1), 0))
         m.d.sync += [
-            s.no_read.eq(s.no_read >> 1 | Mux(s.go, ones(burst - 1), 0)),
+            s.no_read.eq(no_read),
+            s.no_read_now.eq(no_read[0] | ~s.room),
             s.no_write.eq(
                 s.no_write >> 1 | Mux(read, ones(spec.cas + burst), 0) | Mux(write, ones(burst - 1), 0)
             ),
@@ -495,7 +499,7 @@ class SdramController(wiring.Component):
     def _current(self, m: Module, s: _Shared, following: stream.Interface) -> None:
         """Send the commands of the current segment, and let the next one take its place with the last."""
         f = following.payload
-        held = Mux(s.write, s.no_write[0], s.no_read[0] | ~s.room)
+        held = Mux(s.write, s.no_write[0], s.no_read_now)
         may = s.valid & s.active & ~held
         if s.burst == 1:
             # Reads of single columns would never leave a cycle for a PRECHARGE: it goes first.
@@ -652,8 +656,8 @@ class SdramController(wiring.Component):
         m.d.sync += [
             left.eq(queue.r_rdy & queue.r_en),  # a register: who takes the words lies far away
             places.eq(places + left - claims),
-            s.room.eq(places >= 2),  # a cycle late: one more may have been claimed
         ]
+        m.d.comb += s.room.eq(places >= 2)  # this cycle may claim one more
 
         columns = Signal(s.burst)
         due = Signal(spec.cas + spec.round_trip + 2)
