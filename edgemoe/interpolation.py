@@ -160,9 +160,7 @@ def interpolation_stages(
         offset = register(m, enable, x[: spec.offset_bits], 2)
         base = register(m, enable, port.data.base)
         slope = register(m, enable, port.data.slope)
-        if (
-            max(spec.slope) < 0
-        ):  # a sign that no row differs in needs no register, whose one way leads all over the chip
+        if max(spec.slope) < 0:  # the sign is that of every row: it needs no register
             slope = Cat(slope[:-1], Const(1, 1)).as_signed()
         product = register(m, enable, slope * offset)
         # The spec's check makes every sum non-negative, so its sign bit is dropped.
