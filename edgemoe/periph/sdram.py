@@ -329,16 +329,16 @@ class _Shared:
         self.refreshes, self.sets_mode = Signal(name="refreshes"), Signal(name="sets_mode")
 
         # What is allowed.
-        self.active = Signal(name="active")  # neither initialising nor refreshing
+        self.may = Signal(name="may")
+        """The current segment's next command may go. A register: half of the controller waits for it."""
+        self.active, self.active_next = Signal(name="active"), Signal()  # neither initialising nor refreshing
         self.selected = Signal(name="selected")  # after power-up
         self.room = Signal(name="room")  # in the read queue, from the next cycle on
-        self.prepared = Signal(name="prepared")  # the next segment's row is open
+        self.prepared = Signal(name="prepared")  # the next segment's row is open; a register too
         self.want, self.slot = Signal(name="want"), Signal(name="slot")
         """A PRECHARGE or ACTIVATE is ready; the command pins are free for it."""
         self.is_open = Signal(4, name="is_open")
-        self.no_read = Signal(self.burst, name="no_read")
-        self.no_read_now = Signal(name="no_read_now")  # its lowest bit, or no room
-        self.no_write = Signal(spec.cas + self.burst, name="no_write")
+        self.no_read_next, self.no_write_next = Signal(self.burst), Signal(spec.cas + self.burst)
         length = max(spec.ras, self.burst + spec.wr)
         self.no_precharge = [Signal(length, name=f"no_precharge{b}") for b in range(4)]
         self.quiet = Signal(name="quiet")  # no bank forbids a precharge
@@ -407,14 +407,16 @@ class SdramController(wiring.Component):
         """
         spec, burst = self.spec, s.burst
         read, write = s.go & ~s.write, s.go & s.write
-        no_read = Signal.like(s.no_read)
-        m.d.comb += no_read.eq(s.no_read >> 1 | Mux(s.go, ones(burst - 1), 0))
-        m.d.sync += [
-            s.no_read.eq(no_read),
-            s.no_read_now.eq(no_read[0] | ~s.room),
-            s.no_write.eq(
-                s.no_write >> 1 | Mux(read, ones(spec.cas + burst), 0) | Mux(write, ones(burst - 1), 0)
+        no_read, no_write = Signal.like(s.no_read_next), Signal.like(s.no_write_next)
+        m.d.comb += [
+            s.no_read_next.eq(no_read >> 1 | Mux(s.go, ones(burst - 1), 0)),
+            s.no_write_next.eq(
+                no_write >> 1 | Mux(read, ones(spec.cas + burst), 0) | Mux(write, ones(burst - 1), 0)
             ),
+        ]
+        m.d.sync += [
+            no_read.eq(s.no_read_next),
+            no_write.eq(s.no_write_next),
             s.quiet.eq(~Cat(word[0] for word in s.no_precharge).any()),
         ]
         for bank, word in enumerate(s.no_precharge):
@@ -433,9 +435,11 @@ class SdramController(wiring.Component):
         rows = Array(Signal(spec.device.row_bits, name=f"row{b}", reset_less=True) for b in range(4))
         found, was_open = Signal(spec.device.row_bits, reset_less=True), Signal()
         closable = Signal()
-        timer = Signal(max(spec.rp, spec.rcd))
+        timer, timer_next, prepares = Signal(max(spec.rp, spec.rcd)), Signal(max(spec.rp, spec.rcd)), Signal()
+        m.d.comb += timer_next.eq(timer >> 1)
         m.d.sync += [
-            timer.eq(timer >> 1),
+            timer.eq(timer_next),
+            s.prepared.eq(prepares & ~timer_next[0] & ~s.restart),
             found.eq(rows[bank]),
             was_open.eq(s.is_open.bit_select(bank, 1)),
             closable.eq(~Array(w[0] for w in s.no_precharge)[bank] & ~(s.valid & (s.bank == bank))),
@@ -446,6 +450,7 @@ class SdramController(wiring.Component):
                     m.next = "COMPARE"
                     with m.If(following.payload.same & s.is_open.bit_select(bank, 1)):
                         m.next = "PREPARED"
+                        m.d.comb += prepares.eq(1)
                 with m.If(s.restart):
                     m.next = "LOOK"
             with m.State("COMPARE"):
@@ -454,24 +459,25 @@ class SdramController(wiring.Component):
                     m.next = "CLOSE"
                     with m.If(found == row):
                         m.next = "PREPARED"
+                        m.d.comb += prepares.eq(1)
                 with m.If(s.restart):
                     m.next = "LOOK"
             with m.State("CLOSE"):
                 m.d.comb += [s.want.eq(closable & s.active), s.closes.eq(s.want & s.slot)]
                 with m.If(s.closes):
-                    m.d.sync += timer.eq(ones(spec.rp - 1))
+                    m.d.comb += timer_next.eq(ones(spec.rp - 1))
                     m.next = "OPEN"
                 with m.If(s.restart):
                     m.next = "LOOK"
             with m.State("OPEN"):
                 m.d.comb += [s.want.eq(~timer[0] & s.active), s.opens_next.eq(s.want & s.slot)]
                 with m.If(s.opens_next):
-                    m.d.sync += timer.eq(ones(spec.rcd - 2))
+                    m.d.comb += [timer_next.eq(ones(spec.rcd - 2)), prepares.eq(1)]
                     m.next = "PREPARED"
                 with m.If(s.restart):
                     m.next = "LOOK"
             with m.State("PREPARED"):
-                m.d.comb += s.prepared.eq(~timer[0])
+                m.d.comb += prepares.eq(~s.take)
                 with m.If(s.take | s.restart):
                     m.next = "LOOK"
 
@@ -499,13 +505,11 @@ class SdramController(wiring.Component):
     def _current(self, m: Module, s: _Shared, following: stream.Interface) -> None:
         """Send the commands of the current segment, and let the next one take its place with the last."""
         f = following.payload
-        held = Mux(s.write, s.no_write[0], s.no_read_now)
-        may = s.valid & s.active & ~held
         if s.burst == 1:
             # Reads of single columns would never leave a cycle for a PRECHARGE: it goes first.
-            m.d.comb += [s.go.eq(may & ~s.want), s.slot.eq(1)]
+            m.d.comb += [s.go.eq(s.may & ~s.want), s.slot.eq(1)]
         else:
-            m.d.comb += [s.go.eq(may), s.slot.eq(~may)]
+            m.d.comb += [s.go.eq(s.may), s.slot.eq(~s.may)]
         done = s.go & s.final
         upcoming = Signal(s.position_bits, reset_less=True)
         end = Signal(s.position_bits, reset_less=True)
@@ -514,6 +518,11 @@ class SdramController(wiring.Component):
             following.ready.eq(s.take),
             s.first.eq(s.position[: (s.bursts_per_word - 1).bit_length()] == 0),
         ]
+        m.d.sync += s.may.eq(
+            s.active_next
+            & (s.take | (s.valid & ~done))
+            & ~Mux(Mux(s.take, f.write, s.write), s.no_write_next[0], s.no_read_next[0] | ~s.room)
+        )
         with m.If(s.go):
             m.d.sync += [
                 s.position.eq(upcoming),
@@ -543,7 +552,9 @@ class SdramController(wiring.Component):
         refreshes = Signal(range(INIT_REFRESHES + 1), init=INIT_REFRESHES)
         due = Signal()
         wait = Signal(max(spec.rp, spec.rfc, spec.mrd, spec.rcd) + 1)
+        m.d.comb += s.active_next.eq(s.active)
         m.d.sync += [
+            s.active.eq(s.active_next),
             tick.eq(count == 1),
             count.eq(Mux(tick, period - 1, count - 1)),
             wait.eq(wait >> 1),
@@ -576,11 +587,12 @@ class SdramController(wiring.Component):
                         m.next = "REFRESH"
             with m.State("OPEN"):
                 with m.If(~wait[0]):
-                    m.d.sync += [s.active.eq(1), self.ready.eq(1)]
+                    m.d.comb += s.active_next.eq(1)
+                    m.d.sync += self.ready.eq(1)
                     m.next = "RUN"
             with m.State("RUN"):
                 with m.If(due):
-                    m.d.sync += s.active.eq(0)
+                    m.d.comb += s.active_next.eq(0)
                     m.next = "SETTLE"
             with m.State("SETTLE"):  # `quiet` does not know yet what the last cycle did
                 m.next = "DRAIN"

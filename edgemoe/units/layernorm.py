@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -532,8 +532,10 @@ class LayerNorm(wiring.Component):
             scalars.eps_term.eq(self.eps_term),
             scalars.mean_reciprocal.eq(self.mean_reciprocal),
         ]
-        groups_end = (self.words * ratio - 1)[: spec.group_bits]
-        groups_last = register(m, 1, groups_end)
+        words_end = (self.words - 1)[: spec.group_bits]
+        part_end = Const(ratio - 1, ceil_log2(ratio))  # of every word: beside the registers, not in them
+        groups_end = Cat(part_end, words_end)[: spec.group_bits]
+        groups_last = Cat(part_end, register(m, 1, words_end))[: spec.group_bits]
 
         # Words of the row buffer that are in use, from their arrival to their departure.
         used = Signal(range(depth + 1))
