@@ -80,9 +80,11 @@ class Segments(wiring.Component):
         before = Signal(self.line_bits)
         writes = Signal(reset_less=True)
         pending = Signal()
+        room = Signal(init=1)
+        m.d.sync += room.eq(queue.w_rdy)  # a cycle late: no write follows another at once
 
         m.d.comb += [
-            write.ready.eq(~pending & queue.w_rdy),
+            write.ready.eq(~pending & room),
             request.ready.eq(~pending & ~write.valid),
             queue.w_data.eq(write.payload.data),
             queue.w_en.eq(write.valid & write.ready),

@@ -473,7 +473,7 @@ class Router(wiring.Component):
             gap = (previous_n - data.View(spec.code, code).n)[: spec.exponent_bits]
             gaps.append(later(Mux(known[lane], gap, Const(-1, spec.exponent_bits))))
         mantissas = [
-            Cat(Const(0, spec.guard), later(code[: spec.mantissa_frac]), Const(1, 1)) for code in codes
+            Cat(Const(0, spec.guard), later(code[: spec.mantissa_frac], 2), Const(1, 1)) for code in codes
         ]
 
         # 4..: the best lane; of equals the lower. Its path is three stages shorter than the sum's.
@@ -486,8 +486,7 @@ class Router(wiring.Component):
 
         # 4, 5, 6, ..: weights with guard bits, and their sum.
         amounts = [later(Mux(gap[5:].any(), NEVER, gap[:5])) for gap in gaps]
-        wide = [later(mantissa) for mantissa in mantissas]
-        wide = [later(shift_stage_value(x, s, 2, 5)) for x, s in zip(wide, amounts, strict=True)]
+        wide = [later(shift_stage_value(x, s, 2, 5)) for x, s in zip(mantissas, amounts, strict=True)]
         wide = [later(shift_stage_value(x, later(s), 0, 2)) for x, s in zip(wide, amounts, strict=True)]
         while len(wide) > 1:
             wide = [later(a + b) for a, b in zip(wide[::2], wide[1::2], strict=True)]
