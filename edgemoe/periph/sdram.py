@@ -338,6 +338,7 @@ class _Shared:
         self.want, self.slot = Signal(name="want"), Signal(name="slot")
         """A PRECHARGE or ACTIVATE is ready; the command pins are free for it."""
         self.is_open = Signal(4, name="is_open")
+        # the words of `_holds` as they are in the next cycle; bit 0 forbids the command
         self.no_read_next, self.no_write_next = Signal(self.burst), Signal(spec.cas + self.burst)
         length = max(spec.ras, self.burst + spec.wr)
         self.no_precharge = [Signal(length, name=f"no_precharge{b}") for b in range(4)]

@@ -457,6 +457,7 @@ class Router(wiring.Component):
             ]
         previous = data.View(choice_read.data.shape(), later(Value.cast(choice_read.data)))
         previous_n = data.View(spec.code, previous.code).n
+        # lane 0 is in every word: a constant, not a register
         known = [Const(1), *(later(~word_end | (lane <= lane_last), 2) for lane in range(1, lanes))]
         codes = [later(self.response.payload.code[lane].as_unsigned(), 2) for lane in range(lanes)]
         word = later(word, 2)[: index_bits - lane_bits]
